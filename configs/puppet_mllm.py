@@ -1,0 +1,21 @@
+"""The puppets' multimodal encoder: reads directions from prompts and looks from portraits, drawn on the fly.
+
+    mi-jax train configs/puppet_mllm.py --out runs/mllm
+
+Cost and result: docs/puppets.md.
+"""
+
+from mi_jax.train.attributes import AttributeObjective
+from mi_jax.train.objective import TrainConfig
+
+config = TrainConfig(
+    name="puppet_mllm",
+    objective=AttributeObjective(),
+    steps=900,
+    learning_rate=1e-3,
+    warmup_steps=50,
+    decay_fraction=0.5,
+    ema_decay=0.99,
+    checkpoint_every=400,
+    sample_every=0,
+)

@@ -1,0 +1,22 @@
+"""The puppet VAE: 96x96 video through 12x12x16 latents, one per 4 frames.
+
+    mi-jax train configs/puppet_vae.py
+"""
+
+from mi_jax.train.objective import TrainConfig
+from mi_jax.train.vae import VAEObjective
+
+config = TrainConfig(
+    name="puppet_vae",
+    objective=VAEObjective(),
+    steps=3000,
+    learning_rate=6e-4,
+    warmup_steps=100,
+    decay_fraction=0.5,
+    weight_decay=0.01,
+    clip_norm=1.0,
+    ema_decay=0.998,
+    checkpoint_every=200,
+    log_every=10,
+    sample_every=250,
+)

@@ -1,0 +1,269 @@
+"""`mi-jax`: the commands, each a thin call into the library.
+
+Exit codes: 0 done; 2 bad arguments or input, with one line on standard error that names the file and the fault; 1 the rest.
+Imports are inside the commands: `mi-jax --help` answers at once.
+"""
+
+import contextlib
+import functools
+import io
+import logging
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from mi_jax.errors import InputError
+
+Path = pathlib.Path
+
+
+def animate(
+    portrait: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="PORTRAIT")]],
+    audio: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="AUDIO [AUDIO ...]")]],
+    out: Annotated[Path, tyro.conf.arg(metavar="VIDEO.mp4")],
+    prompt: str = "",
+    model: Annotated[str, tyro.conf.arg(metavar="puppet|DIR")] = "puppet",
+    mask: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PNG [PNG ...]")] = (),
+    steps: int | None = None,
+    window: int = 33,
+    overlap: int = 8,
+    seed: int = 0,
+    guidance_audio: float | None = None,
+    guidance_text: float | None = None,
+) -> None:
+    """A portrait, a voice and a sentence become a talking video.
+
+    Args:
+      portrait: a picture: png, jpg, webp, ...
+      audio: one sound file per speaker, from left to right: wav, mp3, flac, m4a, mp4, ...
+      out: the video to write.
+      prompt: a sentence of direction: expression, movement, background.
+      model: a shipped model or a model folder.
+      mask: one picture per voice, white where its face is; by default the face is looked for.
+      steps: denoising steps; by default the model's.
+      window: latent frames (of 4 video frames) that the denoiser sees at a time.
+      overlap: latent frames that neighbouring windows share.
+      seed: of the noise: the same seed makes the same video.
+      guidance_audio: how strongly the voice is followed; by default the model's.
+      guidance_text: how strongly the prompt is followed; by default the model's.
+    """
+    from mi_jax.data import media
+    from mi_jax.sample import avatar
+    from mi_jax.sample.windows import plan_windows
+
+    # Whatever can be wrong is found before a model is loaded: a mistake costs a second, not a minute.
+    media.check_video_path(out)
+    if not audio:
+        raise InputError("no voice: give at least one AUDIO file")
+    if mask and len(mask) != len(audio):
+        raise InputError(f"{len(mask)} masks for {len(audio)} voices: give one --mask picture per voice, or none")
+    plan_windows(1, window, overlap)
+    pixels, voices = media.read_image(portrait), [media.read_audio(path) for path in audio]
+    for path in mask:
+        media.read_mask(path)
+    loaded = avatar.load(model)
+    with _ProgressBar("denoising", "step") as bar:
+        video = loaded.animate(
+            pixels,
+            [avatar.Speaker(voice, path) for voice, path in zip(voices, mask or [None] * len(voices))],
+            prompt,
+            seed=seed,
+            steps=steps,
+            window=window,
+            overlap=overlap,
+            guidance_audio=guidance_audio,
+            guidance_text=guidance_text,
+            progress=bar,
+        )
+    avatar.save_video(out, video, list(audio))
+    frames, height, width, _ = video.shape
+    print(f"{out}: {frames / avatar.FPS:.2f} s, {frames} frames of {width}x{height}")
+
+
+def puppets(out: Path, count: int = 1, seed: int = 0, seconds: float = 5.16, size: int = 96) -> None:
+    """Draws talking puppets with the truth beside them.
+
+    Each goes to a folder of its own: portrait.png, mask.png, speech.wav, prompt.txt, video.mp4, mouth.csv, attributes.json.
+
+    Args:
+      out: the folder to write to; made if its parent is there.
+      count: how many.
+      seed: another seed draws other puppets; the same seed the same ones on every machine.
+      seconds: length of each; the frames are the nearest number of the form 4k + 1.
+      size: side of the picture in pixels.
+    """
+    import json
+
+    from tqdm import tqdm
+
+    from mi_jax.data import media
+
+    if count < 1 or size < 16 or not 0 < seconds < 3600:
+        raise InputError(f"cannot draw --count {count} --size {size} --seconds {seconds}")
+    try:
+        out.mkdir(exist_ok=True)
+    except OSError as fault:
+        raise InputError(f"{out}: cannot be made a folder ({fault.strerror or fault})") from fault
+    media.check_writable(out / "00000")
+
+    from mi_jax.data.puppets import draw
+
+    for index in tqdm(range(count), unit="clip", desc="drawing", disable=count == 1):
+        clip = draw(index, seed=seed, seconds=seconds, size=size)
+        folder = out / f"{index:05d}"
+        folder.mkdir(exist_ok=True)
+        media.write_image(folder / "portrait.png", clip.video[0])
+        media.write_image(folder / "mask.png", clip.mask.astype("uint8") * 255)
+        media.write_audio(folder / "speech.wav", clip.audio)
+        media.write_video(folder / "video.mp4", clip.video, clip.audio)
+        rows = ["frame,opening,width,x,y"]
+        rows += [",".join([str(frame), *(f"{value:.6f}" for value in row)]) for frame, row in enumerate(clip.mouth)]
+        _write_text(folder / "mouth.csv", "\n".join(rows))
+        _write_text(folder / "prompt.txt", clip.prompt)
+        _write_text(folder / "attributes.json", json.dumps(clip.attributes, indent=2))
+    print(f"{out}: {count} clip{'s' * (count > 1)} of {seconds} s")
+
+
+def train(argv: Sequence[str]) -> None:
+    """Trains the experiment of a config file; a run that was stopped goes on where it was.
+
+    mi-jax train CONFIG.py [--out DIR] [--steps 1000 --objective.shift 5 ...]
+
+    --out DIR is where checkpoints, logs and samples go (default runs/NAME); every other option overrides a field of the
+    config: `mi-jax train CONFIG.py --help` lists them.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(train.__doc__)
+        return
+    config_path, *overrides = argv
+    out = None
+    for i, word in enumerate(overrides):
+        if word == "--out" or word.startswith("--out="):
+            value = overrides[i + 1 : i + 2] if word == "--out" else [word.removeprefix("--out=")]
+            if not value:
+                raise InputError("--out needs a folder")
+            out = Path(value[0])
+            del overrides[i : i + (2 if word == "--out" else 1)]
+            break
+    from mi_jax.train.objective import load_config
+
+    with _parsing(f"mi-jax train {config_path}"):
+        config = load_config(config_path, overrides)
+    from mi_jax.train.loop import train as run
+
+    run(config, out or Path("runs") / config.name)
+
+
+def _tyro(command: Callable[..., None]) -> Callable[[Sequence[str]], None]:
+    """The command with its arguments parsed by their annotations."""
+
+    @functools.wraps(command)
+    def bound(*args, **kwargs):
+        return functools.partial(command, *args, **kwargs)
+
+    def run(argv: Sequence[str]) -> None:
+        with _parsing(f"mi-jax {command.__name__}"):
+            call = tyro.cli(bound, args=list(argv), prog=f"mi-jax {command.__name__}")
+        call()
+
+    return run
+
+
+@contextlib.contextmanager
+def _parsing(prog: str) -> Iterator[None]:
+    """Turns tyro's box about bad arguments into the one line that every bad input gets."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        box = said.getvalue().split("For full helptext")[0]
+        lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
+        raise InputError(f"{' '.join(line for line in lines if line)} ({prog} --help tells more)") from None
+    sys.stderr.write(said.getvalue())
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
+    command.__name__: (run, command.__doc__.splitlines()[0])
+    for command, run in ((animate, _tyro(animate)), (puppets, _tyro(puppets)), (train, train))
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code. Faults that are not the input's are raised."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv and argv[0] in COMMANDS:
+            _show_log()
+            COMMANDS[argv[0]][0](argv[1:])
+            return 0
+        if not argv or argv[0] in ("-h", "--help"):
+            print(_usage())
+            return 0 if argv else 2
+        if argv[0] == "--version":
+            from importlib.metadata import version
+
+            print(version("mi-jax"))
+            return 0
+        raise InputError(f"no command {argv[0]!r}; there are {', '.join(COMMANDS)}")
+    except InputError as fault:
+        print(f"mi-jax: error: {' '.join(str(fault).split())}", file=sys.stderr)
+        return 2
+    except SystemExit as stop:  # tyro: 0 after --help, 2 after bad arguments
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
+    except KeyboardInterrupt:
+        print("mi-jax: interrupted", file=sys.stderr)
+        return 1
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _usage() -> str:
+    lines = [f"  {name:10}{summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(["usage: mi-jax COMMAND ...", "", *lines, "", "mi-jax COMMAND --help tells more."])
+
+
+def _show_log() -> None:
+    """What the library has to say (which mask, what was cut) goes to standard error, one line each."""
+    log = logging.getLogger("mi_jax")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.handlers = [logging.StreamHandler()]
+    log.handlers[0].setFormatter(logging.Formatter("mi-jax: %(message)s"))
+
+
+class _ProgressBar:
+    """A bar that appears with the first call `bar(done, total)`, after all that is said before."""
+
+    def __init__(self, what: str, unit: str):
+        self.options = {"desc": what, "unit": unit, "leave": False}
+        self.bar = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, **self.options)
+        self.bar.update(done - self.bar.n)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _write_text(path: Path, text: str) -> None:
+    from mi_jax.data import media
+
+    with media.written_beside(path) as partial:
+        partial.write_text(text + "\n")

@@ -1,0 +1,100 @@
+"""From pictures, voices and sentences to what the denoiser is trained on and told: the one place where encoders are run.
+
+Preparing records and animating a portrait go through the same functions, so that training and sampling see the same
+features.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import reduce
+from jaxtyping import Array, Bool, Float, UInt8
+from PIL import Image
+
+from mi_jax.models.mllm import MLLM
+from mi_jax.models.prompts import Prompter
+from mi_jax.models.tiling import encode_latents
+from mi_jax.models.vae import VAE
+from mi_jax.models.wav2vec2 import Wav2Vec2, hidden_states
+
+FPS = 25
+SAMPLE_RATE = 16_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoders:
+    """The frozen models around the denoiser."""
+
+    vae: VAE
+    wav2vec2: Wav2Vec2
+    mllm: MLLM
+    prompter: Prompter
+
+
+def to_signed(frames: UInt8[np.ndarray, "*b H W 3"]) -> Float[np.ndarray, "*b H W 3"]:
+    """Pixels 0..255 to [-1, 1], f32."""
+    return frames.astype(np.float32) / 127.5 - 1.0
+
+
+def to_pixels(video: Float[np.ndarray | Array, "*b H W 3"]) -> UInt8[np.ndarray, "*b H W 3"]:
+    """[-1, 1] (or beyond: clipped) to pixels 0..255, rounded."""
+    return np.clip(np.round((np.asarray(video, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def portrait_latents(vae: VAE, portrait: UInt8[np.ndarray, "H W 3"]) -> Float[Array, "h w c"]:
+    """Scaled latents of one picture: latent frame 0 of a video that it starts."""
+    return encode_latents(vae, jnp.asarray(to_signed(portrait))[None, None])[0, 0]
+
+
+@jax.jit
+def _encode_prompts(mllm: MLLM, images: Array, *arrays: Array):
+    return mllm.encode(images, *arrays)
+
+
+def prompt_features(
+    encoders: Encoders, portrait: UInt8[np.ndarray, "H W 3"], prompt: str
+) -> tuple[dict[str, np.ndarray], int]:
+    """What the MLLM makes of a portrait and a prompt, without batch axis, and how many prompt tokens did not fit.
+
+    Keys: image_tokens [m d], text_tokens [n d], text_mask [n] and, where the model has one, text_pooled [p].
+    """
+    size = encoders.mllm.config.image_size
+    image = Image.fromarray(portrait).resize((size, size), Image.Resampling.BICUBIC)
+    image = jnp.asarray(np.asarray(image, np.float32) / 255.0)[None]
+    prompts = encoders.prompter.tokenize([prompt], image=True)
+    arrays = [None if a is None else jnp.asarray(a) for a in prompts.arrays]
+    outputs = _encode_prompts(encoders.mllm, image, *arrays)
+    names = ("image_tokens", "text_tokens", "text_mask", "text_pooled")
+    features = {name: np.asarray(value[0]) for name, value in zip(names, outputs) if value is not None}
+    return features, int(prompts.dropped[0])
+
+
+def latent_mask(mask: Bool[np.ndarray, "H W"] | Float[np.ndarray, "H W"], stride: int) -> Float[np.ndarray, "h w"]:
+    """A picture mask on the latent grid, max-pooled so that small faces survive."""
+    return reduce(mask.astype(np.float32), "(h p) (w q) -> h w", "max", p=stride, q=stride)
+
+
+def clip_record(
+    encoders: Encoders,
+    video: UInt8[np.ndarray, "f H W 3"],
+    audio: Float[np.ndarray, "n"],
+    prompt: str,
+    mask: Bool[np.ndarray, "H W"],
+) -> dict[str, np.ndarray]:
+    """The training record of one clip whose first frame is the portrait; f = 4k + 1 frames at 25 fps, audio at 16 kHz.
+
+    Keys: latents f16 [t h w c] and portrait f16 [h w c] (scaled), face_mask f32 [h w], audio_hidden f16 [1 2f L D] (one
+    speaker's wav2vec2 states), and those of `prompt_features` in f16.
+    """
+    features, _ = prompt_features(encoders, video[0], prompt)
+    record = {
+        "latents": encode_latents(encoders.vae, jnp.asarray(to_signed(video))[None])[0],
+        "portrait": portrait_latents(encoders.vae, video[0]),
+        "audio_hidden": hidden_states(encoders.wav2vec2, audio, len(video))[None],
+        **features,
+    }
+    halves = {name: np.asarray(leaf).astype(np.float16) for name, leaf in record.items() if name != "text_mask"}
+    mask = latent_mask(mask, encoders.vae.config.spatial_stride)
+    return {**halves, "text_mask": record["text_mask"], "face_mask": mask}

@@ -1,0 +1,244 @@
+"""Puppets: talking portraits drawn by the project itself, with voice, prompt and the truth about every frame.
+
+`draw(index, seed=..., split=...)` makes any clip on the fly, the same on every machine; `PuppetSource` is the same as
+a Grain data source; `write_puppets` writes clips as files. Training and test share no voice, no language's word list
+and no face (the faces of a split come from generators seeded apart)."""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageDraw
+
+from mi_jax.data import puppet_backgrounds, puppet_drawing, puppet_looks, puppet_motion, puppet_prompts, puppet_speech
+from mi_jax.data.puppet_geometry import Scene
+from mi_jax.data.puppet_speech import FPS, SAMPLE_RATE
+from mi_jax.errors import InputError
+
+SPLITS = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A talking puppet.
+
+    `mouth` holds opening (height of the mouth's interior), width, x and y (its centre) as fractions of the picture;
+    `mask` is the union of the face's region over all frames; `phonemes` are (start s, end s, class of
+    `PHONEME_CLASSES`) without gaps. Frame f shows the mouth at (f + 0.5) / 25 s."""
+
+    video: UInt8[np.ndarray, "f h w 3"]
+    audio: Float[np.ndarray, "n"]
+    prompt: str
+    attributes: dict
+    mouth: Float[np.ndarray, "f 4"]
+    mask: Bool[np.ndarray, "h w"]
+    phonemes: list[tuple[float, float, int]]
+
+
+def num_frames(seconds: float) -> int:
+    """The 4k+1 frames (25 fps) nearest to a length in seconds."""
+    return 4 * max(0, round((seconds * FPS - 1) / 4)) + 1
+
+
+def draw(
+    index: int,
+    *,
+    seed: int = 0,
+    split: str = "train",
+    seconds: float = 5.16,
+    size: int = 96,
+    window: tuple[int, int] | None = None,
+) -> Clip:
+    """Clip number `index`: any index >= 0, the same bits in every process and order.
+
+    `window=(start, stop)` gives only those frames of it (with their sound and truth) at the cost of drawing only
+    those."""
+    look_rng, speech_rng, motion_rng, background_rng, prompt_rng = _generators(index, seed, split)
+    frames = num_frames(seconds)
+    start, stop = window or (0, frames)
+    if not 0 <= start < stop <= frames:
+        raise InputError(f"window: frames {start}..{stop} do not lie in a clip of {frames}")
+    look = puppet_looks.sample_look(look_rng)
+    voice = puppet_speech.sample_voice(speech_rng, split)
+    speech = puppet_speech.speak(speech_rng, voice, frames / FPS, split)
+    direction = puppet_motion.sample_direction(motion_rng)
+    pose = puppet_motion.move(motion_rng, direction, puppet_speech.mouth_track(speech, frames))[start:stop]
+    paper = look.style == "line drawing"
+    background = puppet_backgrounds.sample_background(background_rng, paper)
+    prompt = puppet_prompts.write_prompt(prompt_rng, look, direction, background.kind, background.motion)
+
+    video = _render(look, pose, background, np.arange(start, stop) / FPS, size)
+
+    face = puppet_drawing.face_polygon(look, pose)
+    mask_picture = Image.new("1", (size, size))
+    paint = ImageDraw.Draw(mask_picture).polygon
+    for polygon in np.rint(face * size).astype(int).reshape(len(face), -1).tolist():
+        paint(polygon, 1)
+    low, high = face.min((0, 1)), face.max((0, 1))
+    attributes = {
+        "index": index, "seed": seed, "split": split, "size": size, "frames": stop - start, "first_frame": start,
+        "expression": direction.expression, "head_motion": direction.head_motion,
+        "background_motion": background.motion,
+        "direction": dataclasses.asdict(direction), "look": dataclasses.asdict(look),
+        "background": dataclasses.asdict(background), "voice": dataclasses.asdict(voice), "text": speech.text,
+        "face_box": [float(v) for v in (*low, *high)],
+    }  # fmt: skip
+    offset = start / FPS
+    phonemes = [
+        (max(a, offset) - offset, min(b, stop / FPS) - offset, k)
+        for a, b, k in speech.phonemes
+        if b > offset and a < stop / FPS
+    ]
+    samples = SAMPLE_RATE // FPS
+    return Clip(
+        video=video, audio=speech.audio[start * samples : stop * samples], prompt=prompt, attributes=attributes,
+        mouth=puppet_drawing.mouth_truth(look, pose), mask=np.asarray(mask_picture, bool), phonemes=phonemes,
+    )  # fmt: skip
+
+
+def draw_portrait(
+    index: int, *, seed: int = 0, split: str = "train", size: int = 96
+) -> tuple[UInt8[np.ndarray, "h w 3"], str, dict]:
+    """Picture, prompt and attributes of clip `index` before it speaks, in milliseconds: no voice is synthesised.
+
+    The picture is frame 0 of `draw` with the mouth at rest; the attributes are those of its attributes that do not
+    depend on speech."""
+    look_rng, _, motion_rng, background_rng, prompt_rng = _generators(index, seed, split)
+    look = puppet_looks.sample_look(look_rng)
+    direction = puppet_motion.sample_direction(motion_rng)
+    pose = puppet_motion.move(motion_rng, direction, (np.zeros(1), np.ones(1), np.zeros(1)))
+    background = puppet_backgrounds.sample_background(background_rng, look.style == "line drawing")
+    prompt = puppet_prompts.write_prompt(prompt_rng, look, direction, background.kind, background.motion)
+    face = puppet_drawing.face_polygon(look, pose)
+    attributes = {
+        "index": index, "seed": seed, "split": split, "size": size,
+        "expression": direction.expression, "head_motion": direction.head_motion,
+        "background_motion": background.motion,
+        "direction": dataclasses.asdict(direction), "look": dataclasses.asdict(look),
+        "background": dataclasses.asdict(background), "face_box": [float(v) for v in (*face.min((0, 1)), *face.max((0,
+            1)))],
+    }  # fmt: skip
+    return _render(look, pose, background, np.zeros(1), size)[0], prompt, attributes
+
+
+def _generators(index: int, seed: int, split: str) -> tuple[np.random.Generator, ...]:
+    """One generator per concern (look, speech, motion, background, prompt): a new hair style changes nothing that is said."""
+    if split not in SPLITS:
+        raise InputError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+    seeds = np.random.SeedSequence([seed, SPLITS.index(split), index]).spawn(5)
+    return tuple(np.random.default_rng(s) for s in seeds)
+
+
+def _render(
+    look: puppet_looks.Look,
+    pose: puppet_drawing.Pose,
+    background: puppet_backgrounds.Background,
+    time: np.ndarray,
+    size: int,
+) -> UInt8[np.ndarray, "f h w 3"]:
+    """The frames at `time` (seconds)."""
+    paper = look.style == "line drawing"
+    scene = Scene(len(time))
+    puppet_backgrounds.add_movers(scene, background, time, paper)
+    puppet_drawing.add_puppet(scene, look, pose)
+    return scene.render(puppet_backgrounds.base_picture(background, size, paper), size)
+
+
+@dataclasses.dataclass(frozen=True)
+class PuppetSource:
+    """A Grain `RandomAccessDataSource` of `num_clips` clips, drawn when asked for.
+
+    Items: video uint8 [f H W 3], audio f32 [n], mouth f32 [f 4], mask bool [H W], prompt str, phoneme int32 [2f] (the
+    class of each 20 ms step; step n covers n * 20 ms .. (n + 1) * 20 ms) and attributes (json text)."""
+
+    num_clips: int
+    seed: int = 0
+    split: str = "train"
+    seconds: float = 5.16
+    size: int = 96
+
+    def __len__(self) -> int:
+        return self.num_clips
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < self.num_clips:
+            raise IndexError(index)
+        clip = draw(int(index), seed=self.seed, split=self.split, seconds=self.seconds, size=self.size)
+        return {
+            "video": clip.video, "audio": clip.audio, "mouth": clip.mouth, "mask": clip.mask, "prompt": clip.prompt,
+            "phoneme": puppet_speech.phoneme_steps(clip.phonemes, len(clip.video)),
+            "attributes": json.dumps(clip.attributes),
+        }  # fmt: skip
+
+
+def write_puppets(
+    out_dir: str | Path,
+    count: int,
+    seed: int,
+    seconds: float,
+    *,
+    split: str = "train",
+    size: int = 96,
+    progress: bool = True,
+) -> list[Path]:
+    """Write clips 0..count-1 to `out_dir`/00000, ...: portrait.png, mask.png, speech.wav, prompt.txt, video.mp4,
+    mouth.csv, attributes.json.
+
+    Each folder is written beside and renamed when complete; one that is there already is replaced.
+
+    Raises:
+        InputError: the output folder cannot be written, or a number is out of range.
+    """
+    from tqdm import tqdm
+
+    if count < 1:
+        raise InputError(f"--count: expected at least 1, got {count}")
+    if not 0.2 <= seconds <= 3600:
+        raise InputError(f"--seconds: expected 0.2 to 3600, got {seconds}")
+    out_dir = Path(out_dir)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=".puppets-", dir=out_dir))
+    except OSError as error:
+        raise InputError(f"{out_dir}: cannot write there ({error.strerror})") from None
+    folders = []
+    try:
+        for index in tqdm(range(count), desc="puppets", unit="clip", disable=not progress):
+            folder = beside / f"{index:05d}"
+            folder.mkdir()
+            write_clip(folder, draw(index, seed=seed, split=split, seconds=seconds, size=size))
+            target = out_dir / folder.name
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(folder, target)
+            folders.append(target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folders
+
+
+def write_clip(folder: Path, clip: Clip) -> None:
+    """The files of one clip into an existing folder."""
+    import wave
+
+    from mi_jax.data.media import write_video
+
+    Image.fromarray(clip.video[0]).save(folder / "portrait.png")
+    Image.fromarray(clip.mask.astype(np.uint8) * 255).save(folder / "mask.png")
+    with wave.open(str(folder / "speech.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes(np.rint(clip.audio * 32767).astype("<i2").tobytes())
+    (folder / "prompt.txt").write_text(clip.prompt + "\n", encoding="utf-8")
+    rows = [f"{f},{o:.5f},{w:.5f},{x:.5f},{y:.5f}" for f, (o, w, x, y) in enumerate(clip.mouth)]
+    (folder / "mouth.csv").write_text("\n".join(["frame,opening,width,x,y", *rows]) + "\n", encoding="utf-8")
+    (folder / "attributes.json").write_text(
+        json.dumps(clip.attributes, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    write_video(folder / "video.mp4", clip.video, clip.audio, fps=FPS, sample_rate=SAMPLE_RATE)

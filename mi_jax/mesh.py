@@ -1,0 +1,65 @@
+"""Meshes and shardings: one mesh of two Explicit axes, one dataclass of PartitionSpecs named by dims (DESIGN section 6)."""
+
+import dataclasses
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mi_jax.errors import InputError
+
+AXES = ("data", "seq")
+
+
+def make_mesh(data: int | None = None, seq: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of `data` x `seq` devices with Explicit axes.
+
+    `data` carries batches (and windows, and guidance branches), `seq` the tokens of one video; parameters are spread
+    over both. By default all devices serve `data`.
+
+    Raises:
+      InputError: `data * seq` is not the number of devices.
+    """
+    devices = list(jax.devices()) if devices is None else devices
+    data = len(devices) // seq if data is None else data
+    if data * seq != len(devices):
+        raise InputError(f"a mesh of data={data} x seq={seq} needs {data * seq} devices, there are {len(devices)}")
+    return jax.make_mesh((data, seq), AXES, devices=devices, axis_types=(AxisType.Explicit,) * 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shardings:
+    """PartitionSpecs by the names of the dims they lay out; letters as in DESIGN section 1."""
+
+    batch: P = P("data")
+    latents_bthwc: P = P("data", None, None, None, None)
+    tokens_bnd: P = P("data", "seq", None)
+
+
+def parameter_spec(shape: tuple[int, ...], mesh: Mesh) -> P:
+    """FSDP: the largest dimension that the whole mesh divides is spread over both axes; else replicated.
+
+    Small leaves (norm scales, biases below one row per device) stay whole: gathering them costs more than they weigh.
+    """
+    shards = mesh.size
+    candidates = [i for i, n in enumerate(shape) if n % shards == 0 and n >= shards]
+    if shards == 1 or not candidates or len(shape) < 2:
+        return P()
+    largest = max(candidates, key=lambda i: (shape[i], i))
+    return P(*(AXES if i == largest else None for i in range(len(shape))))
+
+
+def shard_parameters(tree, mesh: Mesh):
+    """Places every leaf by `parameter_spec`."""
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(mesh, parameter_spec(leaf.shape, mesh))), tree)
+
+
+def gather_parameters(tree):
+    """The whole of parameters that `parameter_spec` spread over the mesh, at the place of use.
+
+    Called inside a scanned body, it gathers one body's (already cast) parameters at a time, and its transpose scatters the
+    gradients: fully sharded data parallelism. Without a mesh, or with everything in one place, it does nothing.
+    """
+    if jax.sharding.get_abstract_mesh().size <= 1:
+        return tree
+    return jax.tree.map(lambda leaf: jax.reshard(leaf, P()), tree)

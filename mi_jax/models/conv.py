@@ -1,0 +1,134 @@
+"""Causal 3D convolution, channels last, in the form that suits the backend.
+
+On accelerators a causal convolution is one `lax.conv_general_dilated`. XLA's CPU backend has no fast path for it, so there it is
+written as matrix products: the width taps become input columns and the other taps become output columns that are shifted and
+added (forward), and the gradients are nine products, one per spatial tap. On two AVX-512 cores this is 2-3 times as fast as the
+library convolution in each direction. Both forms compute the same sum; a test holds values and gradients against each other.
+"""
+
+from functools import partial
+from math import prod
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+Triple = tuple[int, int, int]
+
+
+def causal_pad(x: Float[Array, "b t h w c"], kernel: Triple) -> Float[Array, "b T H W c"]:
+    """Repeats the border pixels on all four sides and the first frame to the left in time, so that no output sees the future."""
+    kt, kh, kw = kernel
+    if kernel == (1, 1, 1):
+        return x
+    return jnp.pad(x, ((0, 0), (kt - 1, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0)), mode="edge")
+
+
+def _by_library(x, kernel, strides):
+    x = causal_pad(x, kernel.shape[:3])
+    return lax.conv_general_dilated(x, kernel, strides, "VALID", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+
+
+def _add_over_time(taps):
+    """[b t h w kt o]: the product of frame f with time tap k belongs to output frame f + kt - 1 - k."""
+    kt, t = taps.shape[4], taps.shape[1]
+    if kt == 1:
+        return taps[..., 0, :]
+    # Products commute with the padding: repeat the first frame's instead of convolving copies of it.
+    first = jnp.broadcast_to(taps[:, :1], (taps.shape[0], kt - 1, *taps.shape[2:]))
+    taps = jnp.concatenate([first, taps], axis=1)
+    return sum(taps[:, k : k + t, :, :, k] for k in range(kt))
+
+
+def _by_rows(x, kernel):
+    """Stride 1. Columns are the width taps; one product yields all time and height taps, which are then shifted and added."""
+    kt, kh, kw, _, o = kernel.shape
+    b, t, h, w, _ = x.shape
+    x = causal_pad(x, (1, kh, kw))
+    columns = jnp.concatenate([x[:, :, :, j : j + w] for j in range(kw)], axis=-1)
+    taps = columns @ rearrange(kernel, "kt kh kw c o -> (kw c) (kt kh o)")
+    taps = taps.reshape(b, t, h + kh - 1, w, kt, kh, o)
+    return _add_over_time(sum(taps[:, :, i : i + h, :, :, i] for i in range(kh)))
+
+
+def _by_taps(x, kernel):
+    """Stride 1. One product per spatial tap, all time taps at once: its transpose is fast where that of `_by_rows` is not."""
+    kt, kh, kw, _, o = kernel.shape
+    h, w = x.shape[2:4]
+    x = causal_pad(x, (1, kh, kw))
+    kernel = rearrange(kernel, "kt kh kw c o -> kh kw c (kt o)")
+    taps = sum(x[:, :, i : i + h, j : j + w] @ kernel[i, j] for i in range(kh) for j in range(kw))
+    return _add_over_time(taps.reshape(*taps.shape[:4], kt, o))
+
+
+@jax.custom_vjp
+def _by_products(x, kernel):
+    return _by_rows(x, kernel)
+
+
+_by_products.defvjp(
+    lambda x, kernel: (_by_rows(x, kernel), (x, kernel)), lambda saved, g: jax.vjp(_by_taps, *saved)[1](g)
+)
+
+
+def _by_strided_taps(x, kernel, strides):
+    kt, kh, kw, _, _ = kernel.shape
+    st, sh, sw = strides
+    x = causal_pad(x, (kt, kh, kw))
+    t, h, w = ((n - k) // s + 1 for n, k, s in zip(x.shape[1:4], (kt, kh, kw), strides, strict=True))
+
+    def tap(k, i, j):
+        view = x[:, k : k + st * (t - 1) + 1 : st, i : i + sh * (h - 1) + 1 : sh, j : j + sw * (w - 1) + 1 : sw]
+        return view @ kernel[k, i, j]
+
+    return sum(tap(k, i, j) for k in range(kt) for i in range(kh) for j in range(kw))
+
+
+def causal_conv3d(
+    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c o"], strides: Triple = (1, 1, 1), *, products: bool
+) -> Float[Array, "b T H W o"]:
+    """Convolves with replicate padding in space and on the left in time: output frame k sees input frames 0 .. k * strides[0].
+
+    products: True for the matrix-product form (CPU), False for the library convolution. The kernel must be odd in space.
+    """
+    if not products:
+        return _by_library(x, kernel, strides)
+    if prod(strides) == 1:
+        return _by_products(x, kernel)
+    return _by_strided_taps(x, kernel, strides)
+
+
+class CausalConv3d(nnx.Module):
+    """`causal_conv3d` with a kernel [kt kh kw c o] and a bias [o], both f32 and cast to the input's dtype.
+
+    zero: start at 0, for the last convolution of a residual branch, which then starts as the identity.
+    """
+
+    def __init__(
+        self,
+        c: int,
+        o: int,
+        kernel: Triple = (3, 3, 3),
+        strides: Triple = (1, 1, 1),
+        *,
+        zero: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        # Fan-in over taps and input channels.
+        init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal(in_axis=(0, 1, 2, 3))
+        self.kernel = nnx.Param(init(rngs.params(), (*kernel, c, o), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((o,)))
+        self.strides = strides
+
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b T H W o"]:
+        kernel = self.kernel[...].astype(x.dtype)
+        y = lax.platform_dependent(
+            x,
+            kernel,
+            cpu=partial(causal_conv3d, strides=self.strides, products=True),
+            default=partial(causal_conv3d, strides=self.strides, products=False),
+        )
+        return y + self.bias[...].astype(x.dtype).reshape(1, 1, 1, 1, -1)

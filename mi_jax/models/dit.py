@@ -1,0 +1,408 @@
+"""The denoiser: HunyuanVideo's dual-stream to single-stream video DiT, with portrait and audio conditions (paper 3.1-3.2).
+
+Depth is carried by two homogeneous scans. Body A is one double block (video and text keep their own weights, attention is
+joint), body B two single blocks (one stream); after each body comes the face-masked audio cross-attention, if the model
+has audio. A stage-1 model is the same tree without the audio leaves. The public HunyuanVideo weights map onto this tree.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, reduce
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mi_jax.conditions import Conditions
+from mi_jax.diffusion import TIMESTEPS
+from mi_jax.mesh import gather_parameters
+from mi_jax.models.attention import Implementation, attention
+from mi_jax.models.audio_encoder import AudioEncoder, AudioEncoderConfig
+from mi_jax.models.layers import (
+    MLP,
+    LayerNorm,
+    MLPEmbedder,
+    Modulation,
+    RMSNorm,
+    apply_rope,
+    gelu_tanh,
+    layer_norm,
+    linear,
+    modulate,
+    rope_table,
+    sinusoid,
+    zeros_init,
+)
+
+TIMESTEP_DIM = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiTConfig:
+    """Shape of the denoiser. Defaults are HunyuanVideo's (`HYVideo-T/2`)."""
+
+    latent_channels: int = 16
+    image_to_video: bool = False
+    """Adds portrait latents and a start mask to the input channels: 2 * latent_channels + 1 in all."""
+    patch: tuple[int, int, int] = (1, 2, 2)
+    width: int = 3072
+    heads: int = 24
+    mlp_ratio: int = 4
+    double_depth: int = 20
+    single_depth: int = 40
+    """Even: two single blocks make one scanned body."""
+    refiner_depth: int = 2
+    text_dim: int = 4096
+    pooled_dim: int | None = 768
+    guidance_embedding: bool = False
+    rope_axes: tuple[int, int, int] = (16, 56, 56)
+    rope_theta: float = 256.0
+    audio: AudioEncoderConfig | None = None
+    attention: Implementation = "auto"
+    remat: bool = True
+    """Recompute each body in the backward pass instead of keeping its activations."""
+
+    def __post_init__(self):
+        if self.width % self.heads or sum(self.rope_axes) != self.width // self.heads:
+            raise ValueError(f"rope_axes {self.rope_axes} must sum to the head dim {self.width}/{self.heads}")
+        if self.single_depth % 2 or self.patch[0] != 1:
+            raise ValueError("single_depth must be even and the temporal patch 1")
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def in_channels(self) -> int:
+        return 2 * self.latent_channels + 1 if self.image_to_video else self.latent_channels
+
+    @classmethod
+    def hunyuan_video(cls) -> "DiTConfig":
+        """Tencent's 13B text-to-video model with embedded guidance: 12,821,012,544 parameters."""
+        return cls(guidance_embedding=True)
+
+    @classmethod
+    def magic_infinite_13b(cls, audio: bool = True) -> "DiTConfig":
+        """The paper's model: 33 input channels, no embedded guidance; 12,810,991,680 parameters without audio (stage 1)."""
+        return cls(image_to_video=True, audio=AudioEncoderConfig.base() if audio else None)
+
+    @classmethod
+    def puppet(cls, audio: bool = True) -> "DiTConfig":
+        """The toy of the same kind that this project trains: 96x96 puppets, 36 tokens a latent frame."""
+        return cls(
+            image_to_video=True,
+            width=192,
+            heads=6,
+            double_depth=2,
+            single_depth=4,
+            refiner_depth=1,
+            text_dim=128,
+            pooled_dim=96,
+            rope_axes=(8, 12, 12),
+            audio=AudioEncoderConfig.puppet() if audio else None,
+            remat=False,
+        )
+
+
+class QKV(nnx.Module):
+    """Queries, keys and values of one stream, with QK-norm per head and rotary positions where given."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        self.heads = config.heads
+        self.proj = linear(config.width, 3 * config.width, rngs=rngs)
+        self.q_norm = RMSNorm(config.head_dim)
+        self.k_norm = RMSNorm(config.head_dim)
+
+    def __call__(self, x: Float[Array, "b n d"], rope=None) -> tuple[Array, Array, Array]:
+        return self.split(self.proj(x), rope)
+
+    def split(self, qkv: Float[Array, "b n e"], rope=None) -> tuple[Array, Array, Array]:
+        q, k, v = rearrange(qkv, "b n (three k d) -> three b n k d", three=3, k=self.heads)
+        q, k = self.q_norm(q), self.k_norm(k)
+        return (q, k, v) if rope is None else (apply_rope(q, rope), apply_rope(k, rope), v)
+
+
+def merge_heads(x: Float[Array, "b n k d"]) -> Float[Array, "b n e"]:
+    return rearrange(x, "b n k d -> b n (k d)")
+
+
+class Stream(nnx.Module):
+    """One of a double block's two streams: adaptive norms, its own projections and MLP."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        self.modulation = Modulation(config.width, 6, rngs=rngs)
+        self.qkv = QKV(config, rngs=rngs)
+        self.out = linear(config.width, config.width, rngs=rngs)
+        self.mlp = MLP(config.width, config.mlp_ratio * config.width, gelu_tanh, rngs=rngs)
+
+    def finish(self, x: Array, attended: Array, gate1: Array, shift2: Array, scale2: Array, gate2: Array) -> Array:
+        x = x + gate1 * self.out(attended)
+        return x + gate2 * self.mlp(modulate(x, shift2, scale2))
+
+
+class DoubleBlock(nnx.Module):
+    """Video and text with separate weights and one joint attention over [video, text]."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        self.implementation = config.attention
+        self.video = Stream(config, rngs=rngs)
+        self.text = Stream(config, rngs=rngs)
+
+    def __call__(self, video: Array, text: Array, vec: Array, rope, length: Array) -> tuple[Array, Array]:
+        n = video.shape[1]
+        shift_v, scale_v, *rest_v = self.video.modulation(vec)
+        shift_t, scale_t, *rest_t = self.text.modulation(vec)
+        qkv_video = self.video.qkv(modulate(video, shift_v, scale_v), rope)
+        qkv_text = self.text.qkv(modulate(text, shift_t, scale_t))
+        q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(qkv_video, qkv_text))
+        attended = merge_heads(attention(q, k, v, length=n + length, implementation=self.implementation))
+        return self.video.finish(video, attended[:, :n], *rest_v), self.text.finish(text, attended[:, n:], *rest_t)
+
+
+class SingleBlock(nnx.Module):
+    """Attention and MLP side by side over the joint stream [video, text]."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        self.implementation = config.attention
+        hidden = config.mlp_ratio * config.width
+        self.modulation = Modulation(config.width, 3, rngs=rngs)
+        self.qkv = QKV(config, rngs=rngs)
+        self.mlp_in = linear(config.width, hidden, rngs=rngs)
+        self.out = linear(config.width + hidden, config.width, rngs=rngs)
+
+    def __call__(self, x: Array, vec: Array, rope, n: int, length: Array) -> Array:
+        """`n` video tokens come first; rotary positions are theirs alone."""
+        shift, scale, gate = self.modulation(vec)
+        y = modulate(x, shift, scale)
+        q, k, v = self.qkv(y)
+        q, k = (jnp.concatenate([apply_rope(part[:, :n], rope), part[:, n:]], axis=1) for part in (q, k))
+        attended = merge_heads(attention(q, k, v, length=n + length, implementation=self.implementation))
+        return x + gate * self.out(jnp.concatenate([attended, gelu_tanh(self.mlp_in(y))], axis=-1))
+
+
+class AudioAttention(nnx.Module):
+    """Face-masked audio cross-attention (paper Eq. 2): `h += sum_s Attn(h, audio_s, audio_s) * mask_s`.
+
+    The video tokens of a latent frame attend only to the audio tokens of that frame. The mask multiplies the output, so a
+    token outside every mask receives exactly zero; the output projection starts at zero.
+    """
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        self.heads = config.heads
+        self.norm = LayerNorm(config.width)
+        self.q = linear(config.width, config.width, rngs=rngs)
+        self.kv = linear(config.audio.width, 2 * config.width, rngs=rngs)
+        self.q_norm = RMSNorm(config.head_dim)
+        self.k_norm = RMSNorm(config.head_dim)
+        # No bias: a masked-in token with nothing attended must also get nothing.
+        self.out = linear(config.width, config.width, bias=False, init=zeros_init, rngs=rngs)
+
+    def __call__(
+        self, video: Float[Array, "b tn d"], audio: Float[Array, "b s t a e"], mask: Float[Array, "b s tn"]
+    ) -> Float[Array, "b tn d"]:
+        t = audio.shape[2]
+        q = rearrange(self.q(self.norm(video)), "b (t n) (k d) -> b t n k d", t=t, k=self.heads)
+        k, v = rearrange(self.kv(audio), "b s t a (two k d) -> two b s t a k d", two=2, k=self.heads)
+        q, k = self.q_norm(q), self.k_norm(k)
+        logits = jnp.einsum("btnkd,bstakd->bstnka", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+        heard = rearrange(jnp.einsum("bstnka,bstakd->bstnkd", weights, v), "b s t n k d -> b s (t n) (k d)")
+        # Masking before the (linear, bias-free) projection sums the speakers in one product; zero stays zero.
+        return video + self.out(jnp.einsum("bsnd,bsn->bnd", heard, mask))
+
+
+class DoubleBody(nnx.Module):
+    """What the first scan repeats: a double block, then audio."""
+
+    def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
+        self.block = DoubleBlock(config, rngs=rngs)
+        self.audio = AudioAttention(config, rngs=rngs) if config.audio else None
+
+
+class SingleBody(nnx.Module):
+    """What the second scan repeats: two single blocks, then audio."""
+
+    def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
+        self.first = SingleBlock(config, rngs=rngs)
+        self.second = SingleBlock(config, rngs=rngs)
+        self.audio = AudioAttention(config, rngs=rngs) if config.audio else None
+
+
+class RefinerBlock(nnx.Module):
+    """Self-attention and MLP over text tokens with two gates from the timestep and the mean text."""
+
+    def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
+        self.heads = config.heads
+        self.norm1 = LayerNorm(config.width)
+        self.qkv = linear(config.width, 3 * config.width, rngs=rngs)
+        self.out = linear(config.width, config.width, rngs=rngs)
+        self.norm2 = LayerNorm(config.width)
+        self.mlp = MLP(config.width, config.mlp_ratio * config.width, jax.nn.silu, rngs=rngs)
+        self.gates = Modulation(config.width, 2, rngs=rngs)
+
+    def __call__(self, x: Array, vec: Array, length: Array) -> Array:
+        gate1, gate2 = self.gates(vec)
+        q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (three k d) -> three b n k d", three=3, k=self.heads)
+        x = x + gate1 * self.out(merge_heads(attention(q, k, v, length=length, implementation="xla")))
+        return x + gate2 * self.mlp(self.norm2(x))
+
+
+class TokenRefiner(nnx.Module):
+    """Lifts the MLLM's hidden states to the width of the model (HunyuanVideo `token_refiner.py`)."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        self.embed = linear(config.text_dim, config.width, rngs=rngs)
+        self.time = MLPEmbedder(TIMESTEP_DIM, config.width, rngs=rngs)
+        self.mean = MLPEmbedder(config.text_dim, config.width, rngs=rngs)
+        self.blocks = jax.vmap(partial(RefinerBlock, config))(rngs.split(config.refiner_depth))
+
+    def __call__(self, tokens: Float[Array, "b n e"], timestep: Float[Array, "b f"], length: Int[Array, "b"]) -> Array:
+        embed, time, mean_in = gather_parameters((self.embed, self.time, self.mean))
+        valid = (jnp.arange(tokens.shape[1])[None, :] < length[:, None])[:, :, None]
+        total = jnp.sum(jnp.where(valid, tokens.astype(jnp.float32), 0.0), axis=1)
+        mean = total / jnp.maximum(length, 1).astype(jnp.float32)[:, None]
+        vec = time(timestep) + mean_in(mean.astype(tokens.dtype))
+
+        def body(x, block):
+            return gather_parameters(block)(x, vec, length), None
+
+        return jax.lax.scan(body, embed(tokens), self.blocks)[0]
+
+
+class FinalLayer(nnx.Module):
+    """Adaptive norm and the projection to patches of velocity, zero-initialised."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        self.modulation = Modulation(config.width, 2, rngs=rngs)
+        self.out = linear(config.width, config.patch[1] * config.patch[2] * config.latent_channels, init=zeros_init, rngs=rngs)
+
+    def __call__(self, x: Array, vec: Array) -> Array:
+        shift, scale = self.modulation(vec)
+        return self.out(modulate(x, shift, scale))
+
+
+class DiT(nnx.Module):
+    """`dit(latents, sigma, conditions) -> velocity`: the denoiser u_theta of Eq. 1, in the convention of `mi_jax.diffusion`."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.image_in = linear(
+            config.in_channels * config.patch[1] * config.patch[2], config.width, init=_patch_init(config), rngs=rngs
+        )
+        self.time_in = MLPEmbedder(TIMESTEP_DIM, config.width, rngs=rngs)
+        self.pooled_in = MLPEmbedder(config.pooled_dim, config.width, rngs=rngs) if config.pooled_dim else None
+        self.guidance_in = MLPEmbedder(TIMESTEP_DIM, config.width, rngs=rngs) if config.guidance_embedding else None
+        self.text_in = TokenRefiner(config, rngs=rngs)
+        self.audio_in = AudioEncoder(config.audio, rngs=rngs) if config.audio else None
+        self.double = jax.vmap(partial(DoubleBody, config))(rngs.split(config.double_depth))
+        self.single = jax.vmap(partial(SingleBody, config))(rngs.split(config.single_depth // 2))
+        self.final = FinalLayer(config, rngs=rngs)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """What the model computes in: the dtype of its parameters, cast once outside (f32 masters to bf16)."""
+        return self.image_in.kernel[...].dtype
+
+    def encode_audio(self, windows: Float[Array, "b s t four w l d"]) -> Float[Array, "b s t a e"]:
+        """Audio tokens of each speaker and latent frame from wav2vec2 windows (`audio_encoder.audio_windows`)."""
+        return gather_parameters(self.audio_in)(windows.astype(self.dtype))
+
+    def __call__(
+        self, latents: Float[Array, "b t h w c"], sigma: Float[Array, "b"], conditions: Conditions
+    ) -> Float[Array, "b t h w c"]:
+        """Velocity `eps - x` at noise level `sigma` (already shifted), f32.
+
+        The latent height and width are multiples of the patch (2).
+        """
+        b, t, h, w, _ = latents.shape
+        grid = (t, h // self.config.patch[1], w // self.config.patch[2])
+        image_in, time_in, pooled_in, guidance_in = gather_parameters(
+            (self.image_in, self.time_in, self.pooled_in, self.guidance_in)
+        )
+        timestep = sinusoid(TIMESTEPS * sigma, TIMESTEP_DIM).astype(self.dtype)
+        vec = time_in(timestep)
+        if pooled_in is not None:
+            vec = vec + pooled_in(conditions.text_pooled.astype(self.dtype))
+        if guidance_in is not None:
+            vec = vec + guidance_in(sinusoid(TIMESTEPS * conditions.guidance, TIMESTEP_DIM).astype(self.dtype))
+
+        video = image_in(self._patches(latents, conditions))
+        tokens, length = _text_tokens(conditions)
+        text = self.text_in(tokens.astype(self.dtype), timestep, length)
+        rope = rope_table(grid, self.config.rope_axes, self.config.rope_theta)
+        audio, mask = self._audio(conditions, t)
+
+        def listen(body, video):
+            return video if body.audio is None or audio is None else body.audio(video, audio, mask)
+
+        def double(carry, body):
+            body = gather_parameters(body)
+            video, text = body.block(*carry, vec, rope, length)
+            return (listen(body, video), text), None
+
+        n = video.shape[1]
+
+        def single(x, body):
+            body = gather_parameters(body)
+            x = body.second(body.first(x, vec, rope, n, length), vec, rope, n, length)
+            return jnp.concatenate([listen(body, x[:, :n]), x[:, n:]], axis=1), None
+
+        if self.config.remat:
+            double, single = (jax.checkpoint(f, prevent_cse=False) for f in (double, single))
+        video, text = jax.lax.scan(double, (video, text), self.double)[0]
+        x = jax.lax.scan(single, jnp.concatenate([video, text], axis=1), self.single)[0]
+        patches = gather_parameters(self.final)(x[:, :n], vec).astype(jnp.float32)
+        return rearrange(
+            patches,
+            "b (t h w) (c p q) -> b t (h p) (w q) c",
+            t=grid[0], h=grid[1], w=grid[2], p=self.config.patch[1], q=self.config.patch[2],
+        )  # fmt: skip
+
+    def _patches(self, latents: Array, conditions: Conditions) -> Array:
+        """Input tokens; for image to video, noise + portrait (latent frame 0 only) + start mask (paper 3.2)."""
+        if self.config.image_to_video:
+            t = latents.shape[1]
+            first = (jnp.arange(t) == 0).astype(latents.dtype).reshape(1, t, 1, 1, 1)
+            portrait = conditions.portrait.astype(latents.dtype)[:, None] * first
+            start = conditions.is_start.astype(latents.dtype).reshape(-1, 1, 1, 1, 1) * first
+            start = jnp.broadcast_to(start, (*latents.shape[:-1], 1))
+            latents = jnp.concatenate([latents, portrait, start], axis=-1)
+        p, q = self.config.patch[1:]
+        return rearrange(latents, "b t (h p) (w q) c -> b (t h w) (c p q)", p=p, q=q).astype(self.dtype)
+
+    def _audio(self, conditions: Conditions, t: int) -> tuple[Array | None, Array | None]:
+        """Audio tokens and the face mask at token resolution, max-pooled so that small faces survive."""
+        if self.config.audio is None or conditions.audio is None:
+            return None, None
+        mask = conditions.face_mask
+        if mask.ndim == 4:
+            mask = jnp.repeat(mask[:, :, None], t, axis=2)
+        p, q = self.config.patch[1:]
+        mask = reduce(mask, "b s t (h p) (w q) -> b s (t h w)", "max", p=p, q=q)
+        return conditions.audio.astype(self.dtype), mask.astype(self.dtype)
+
+
+def _text_tokens(conditions: Conditions) -> tuple[Float[Array, "b n e"], Int[Array, "b"]]:
+    """Image tokens before text tokens, the valid ones moved to the front, and their number.
+
+    The text stream has no positions, so its order is free; with the padding last, every attention kernel can be told of
+    it by a length.
+    """
+    tokens, mask = conditions.text_tokens, conditions.text_mask
+    if conditions.image_tokens is not None:
+        tokens = jnp.concatenate([conditions.image_tokens.astype(tokens.dtype), tokens], axis=1)
+        mask = jnp.concatenate([conditions.image_mask, mask], axis=1)
+    order = jnp.argsort(jnp.logical_not(mask), axis=1, stable=True)
+    return jnp.take_along_axis(tokens, order[:, :, None], axis=1), jnp.sum(mask, axis=1, dtype=jnp.int32)
+
+
+def _patch_init(config: DiTConfig):
+    """Xavier for the noise channels, zero for the channels that image-to-video adds (paper 3.2)."""
+
+    def init(key, shape, dtype=jnp.float32, **_):
+        pixels = config.patch[1] * config.patch[2]
+        kernel = nnx.initializers.xavier_uniform()(key, (config.latent_channels * pixels, shape[1]), dtype)
+        return jnp.concatenate([kernel, jnp.zeros((shape[0] - kernel.shape[0], shape[1]), dtype)], axis=0)
+
+    return init

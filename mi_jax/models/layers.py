@@ -1,0 +1,137 @@
+"""The denoiser's small parts: norms, modulation, embeddings and rotary positions. Statistics are always f32."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+zeros_init = nnx.initializers.zeros_init()
+
+
+def linear(d_in: int, d_out: int, *, rngs: nnx.Rngs, bias: bool = True, init: Callable | None = None) -> nnx.Linear:
+    """A dense layer with f32 master weights that computes in the dtype of its (cast) parameters."""
+    return nnx.Linear(
+        d_in, d_out, use_bias=bias, kernel_init=init or nnx.initializers.xavier_uniform(), param_dtype=jnp.float32, rngs=rngs
+    )
+
+
+def layer_norm(x: Float[Array, "*b d"], eps: float = 1e-6) -> Float[Array, "*b d"]:
+    """Layer norm without affine parameters; returns f32, for the modulation that follows."""
+    x = x.astype(jnp.float32)
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(variance + eps)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm with scale and bias, computed in f32 and returned in the dtype of `x`."""
+
+    def __init__(self, dim: int, *, eps: float = 1e-6):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((dim,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((dim,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        lead = (1,) * (x.ndim - 1)
+        scale, bias = (p[...].astype(jnp.float32).reshape(*lead, -1) for p in (self.scale, self.bias))
+        return (layer_norm(x, self.eps) * scale + bias).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm over the last axis with a learned scale (QK-norm), in f32."""
+
+    def __init__(self, dim: int, *, eps: float = 1e-6):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((dim,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        return (y * self.scale[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+
+
+def modulate(x: Float[Array, "b n d"], shift: Float[Array, "b 1 d"], scale: Float[Array, "b 1 d"]) -> Float[Array, "b n d"]:
+    """`layer_norm(x) * (1 + scale) + shift` in f32, returned in the dtype of `x` (adaptive layer norm)."""
+    return (layer_norm(x) * (1 + scale.astype(jnp.float32)) + shift.astype(jnp.float32)).astype(x.dtype)
+
+
+class Modulation(nnx.Module):
+    """From the conditioning vector to `count` vectors (shifts, scales, gates); zero-initialised, so a block starts as identity."""
+
+    def __init__(self, dim: int, count: int, *, rngs: nnx.Rngs):
+        self.count = count
+        self.linear = linear(dim, count * dim, init=zeros_init, rngs=rngs)
+
+    def __call__(self, vec: Float[Array, "b d"]) -> list[Float[Array, "b 1 d"]]:
+        return jnp.split(self.linear(jax.nn.silu(vec))[:, None, :], self.count, axis=-1)
+
+
+class MLPEmbedder(nnx.Module):
+    """Linear, SiLU, Linear: lifts timesteps, pooled text and pooled prompts to the width of the model."""
+
+    def __init__(self, d_in: int, dim: int, *, rngs: nnx.Rngs):
+        self.fc1 = linear(d_in, dim, rngs=rngs)
+        self.fc2 = linear(dim, dim, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b i"]) -> Float[Array, "b d"]:
+        return self.fc2(jax.nn.silu(self.fc1(x)))
+
+
+class MLP(nnx.Module):
+    """The transformer's feed-forward part."""
+
+    def __init__(self, dim: int, hidden: int, activation: Callable, *, rngs: nnx.Rngs):
+        self.activation = activation
+        self.fc1 = linear(dim, hidden, rngs=rngs)
+        self.fc2 = linear(hidden, dim, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """GELU in its tanh approximation, HunyuanVideo's."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def sinusoid(position: Float[Array, "n"], dim: int, max_period: float = 10_000.0) -> Float[Array, "n {dim}"]:
+    """Sinusoidal embedding, cosines then sines, f32 (HunyuanVideo's timestep embedding)."""
+    half = dim // 2
+    # In NumPy's f32 as the reference's f32: at position 6000 one bit here is 1e-3 radians there, and weights are used to it.
+    frequencies = jnp.asarray(np.exp(np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half)))
+    angles = position.astype(jnp.float32)[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def rope_table(
+    grid: tuple[int, int, int], axes: tuple[int, int, int], theta: float
+) -> tuple[Float[Array, "n r"], Float[Array, "n r"]]:
+    """Rotary (cos, sin) of every video token of a (t, h, w) grid, f32, r = sum(axes) / 2.
+
+    Each axis has its own share of the head's dims and integer positions; the shares are concatenated t, h, w
+    (HunyuanVideo `posemb_layers.py`).
+    """
+    angles = []
+    for size, dim, axis in zip(grid, axes, range(3)):
+        frequencies = jnp.asarray(theta ** (-np.arange(0, dim, 2) / dim), jnp.float32)
+        angle = jnp.arange(size, dtype=jnp.float32)[:, None] * frequencies[None, :]
+        shape = [1, 1, 1, dim // 2]
+        shape[axis] = size
+        angles.append(jnp.broadcast_to(angle.reshape(shape), (*grid, dim // 2)))
+    angle = rearrange(jnp.concatenate(angles, axis=-1), "t h w r -> (t h w) r")
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def apply_rope(
+    x: Float[Array, "b n k d"], table: tuple[Float[Array, "n r"], Float[Array, "n r"]]
+) -> Float[Array, "b n k d"]:
+    """Rotates interleaved pairs of the head dims (x0, x1), (x2, x3), ...; in f32, returned in the dtype of `x`."""
+    cos, sin = (part[None, :, None, :] for part in table)
+    even, odd = jnp.moveaxis(rearrange(x.astype(jnp.float32), "b n k (r two) -> b n k r two", two=2), -1, 0)
+    rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    return rearrange(rotated, "b n k r two -> b n k (r two)").astype(x.dtype)

@@ -1,0 +1,145 @@
+"""Long and large videos through the VAE in bounded memory: overlapping tiles in space and time, blended linearly.
+
+The semantics are those of HunyuanVideo's tiled VAE: tiles of `tile_size` pixels and `tile_frames` frames overlap by `tile_overlap`
+of a tile; within an overlap the later tile fades in linearly over the earlier one, which ends there. A temporal tile is one latent
+frame longer than `tile_frames`, because its first frame plays the part of an image; later tiles drop it. Two things differ: a
+video that one tile covers is one tile, and a last tile shorter than the overlap fades in over the frames at its own place.
+
+A Python loop on the host runs one jitted function per tile shape and keeps results in host memory: device memory is bounded by one
+tile, and nothing that is compiled grows with the video.
+"""
+
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mi_jax.errors import InputError
+from mi_jax.models.vae import VAE
+
+
+@jax.jit
+def _encode(vae: VAE, video):
+    return jnp.concatenate(vae.encode(video), axis=-1)
+
+
+@jax.jit
+def _decode(vae: VAE, latents):
+    return vae.decode(latents)
+
+
+def _fade(earlier: np.ndarray, later: np.ndarray, at: int, axis: int) -> np.ndarray:
+    """`later`, which begins at entry `at` of `earlier` along an axis, faded in from there to the end of `earlier`."""
+    extent = min(earlier.shape[axis] - at, later.shape[axis])
+    if extent <= 0:
+        return later
+    shape = [1] * later.ndim
+    shape[axis] = extent
+    ramp = (np.arange(extent, dtype=np.float32) / extent).reshape(shape)
+    under = np.take(earlier, range(at, at + extent), axis)
+    over, rest = np.split(later, [extent], axis)
+    return np.concatenate([under * (1 - ramp) + over * ramp, rest], axis)
+
+
+def _spatial(run: Callable, x: np.ndarray, tile: int, step: int, out_step: int) -> np.ndarray:
+    """Runs tiles of x [b t h w c] in height and width: tile and step in entries of x, out_step of the output."""
+    if max(x.shape[2:4]) <= tile:
+        return run(x)
+    rows, above = [], None
+    for i in range(0, x.shape[2], step):
+        tiles = [run(x[:, :, i : i + tile, j : j + tile]) for j in range(0, x.shape[3], step)]
+        # Each tile fades in over the already faded tiles above and to the left of it.
+        for j in range(len(tiles)):
+            if above is not None:
+                tiles[j] = _fade(above[j], tiles[j], out_step, axis=2)
+            if j > 0:
+                tiles[j] = _fade(tiles[j - 1], tiles[j], out_step, axis=3)
+        rows.append(np.concatenate([y[:, :, :out_step, :out_step] for y in tiles], axis=3))
+        above = tiles
+    return np.concatenate(rows, axis=2)
+
+
+def _temporal(run: Callable, x: np.ndarray, tile: int, step: int, out_step: int) -> Iterator[np.ndarray]:
+    """Runs tiles of x [b t h w c] in time and yields the finished pieces of the output in order."""
+    if x.shape[1] <= tile + 1:
+        yield run(x)
+        return
+    earlier = None
+    for i in range(0, x.shape[1], step):
+        y = run(x[:, i : i + tile + 1])
+        if i == 0:
+            yield y[:, : out_step + 1]
+            y = y[:, 1:]
+        else:
+            y = _fade(earlier, y[:, 1:], out_step, axis=1)
+            yield y[:, :out_step]
+        earlier = y
+
+
+def _steps(vae: VAE) -> tuple[int, int, int, int]:
+    """Tile and step in pixels, tile and step in frames."""
+    c = vae.config
+    size, frames = c.tile_size, c.tile_frames
+    # Steps are whole latents.
+    step = int(size // c.spatial_stride * (1 - c.tile_overlap)) * c.spatial_stride
+    frame_step = int(frames // c.temporal_stride * (1 - c.tile_overlap)) * c.temporal_stride
+    if size % c.spatial_stride or frames % c.temporal_stride or not (0 < step and 0 < frame_step):
+        raise ValueError(f"tiles of {size} pixels and {frames} frames are no multiples of the VAE's strides, or too small")
+    return size, step, frames, frame_step
+
+
+def encode_tiled(
+    vae: VAE, video: Float[Array | np.ndarray, "b f H W 3"]
+) -> tuple[Float[np.ndarray, "b t h w c"], Float[np.ndarray, "b t h w c"]]:
+    """`vae.encode` for any length and size, in host memory; the same numbers where one tile covers the video.
+
+    Raises:
+      InputError: height or width is no multiple of the spatial stride, or the frames are not 4k + 1.
+    """
+    s, st = vae.config.spatial_stride, vae.config.temporal_stride
+    _, f, height, width, _ = video.shape
+    if height % s or width % s or f % st != 1 % st:
+        raise InputError(f"video: {f} frames of {height}x{width} pixels; the VAE takes {st}k + 1 frames of multiples of {s}")
+    size, step, frames, frame_step = _steps(vae)
+
+    def tile(x):
+        return _spatial(lambda x: np.asarray(_encode(vae, jnp.asarray(x))), x, size, step, step // s)
+
+    pieces = _temporal(tile, video, frames, frame_step, frame_step // st)
+    latents = np.concatenate(list(pieces), axis=1)[:, : (f - 1) // st + 1, : height // s, : width // s]
+    mean, logvar = np.split(latents, 2, axis=-1)
+    return mean, logvar
+
+
+def decode_pieces(vae: VAE, latents: Float[Array | np.ndarray, "b t h w c"]) -> Iterator[Float[np.ndarray, "b n H W 3"]]:
+    """Decodes unscaled latents of any length and size, and yields the video's frames in order, a few at a time."""
+    s, st = vae.config.spatial_stride, vae.config.temporal_stride
+    _, t, h, w, _ = latents.shape
+    size, step, frames, frame_step = _steps(vae)
+
+    def tile(z):
+        return _spatial(lambda z: np.asarray(_decode(vae, jnp.asarray(z))), z, size // s, step // s, step)
+
+    left = (t - 1) * st + 1
+    for piece in _temporal(tile, latents, frames // st, frame_step // st, frame_step):
+        piece = piece[:, :left, : h * s, : w * s]
+        left -= piece.shape[1]
+        if piece.shape[1]:
+            yield piece
+
+
+def decode_tiled(vae: VAE, latents: Float[Array | np.ndarray, "b t h w c"]) -> Float[np.ndarray, "b f H W 3"]:
+    """`vae.decode` for any length and size, in host memory; the same numbers where one tile covers the video."""
+    return np.concatenate(list(decode_pieces(vae, latents)), axis=1)
+
+
+def encode_latents(vae: VAE, video: Float[Array | np.ndarray, "b f H W 3"]) -> Float[np.ndarray, "b t h w c"]:
+    """Latents of about unit scale, the denoiser's data: the tiled mean times the scaling factor."""
+    return encode_tiled(vae, video)[0] * np.float32(vae.config.scaling_factor)
+
+
+def decode_latents(vae: VAE, latents: Float[Array | np.ndarray, "b t h w c"]) -> Float[np.ndarray, "b f H W 3"]:
+    """Inverse of `encode_latents`: video around [-1, 1], not clipped."""
+    return decode_tiled(vae, latents / np.float32(vae.config.scaling_factor))

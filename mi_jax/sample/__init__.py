@@ -1,0 +1,1 @@
+"""Sampling: window plans, guidance, the sliding-window sampler, and the avatar that joins every model."""

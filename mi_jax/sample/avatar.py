@@ -1,0 +1,434 @@
+"""The whole path: a portrait, voices and a sentence of direction become a talking video."""
+
+import contextlib
+import dataclasses
+import importlib.resources
+import logging
+import math
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float32, UInt8
+from PIL import Image
+
+from mi_jax.conditions import Conditions
+from mi_jax.data import faces, media
+from mi_jax.data.features import Encoders, latent_mask, portrait_latents, prompt_features, to_pixels
+from mi_jax.diffusion import sigma_schedule
+from mi_jax.errors import InputError
+from mi_jax.models.audio_encoder import audio_windows
+from mi_jax.models.dit import DiT, DiTConfig
+from mi_jax.models.mllm import MLLM, MLLMConfig
+from mi_jax.models.prompts import Prompter
+from mi_jax.models.tiling import decode_latents
+from mi_jax.models.vae import VAE, VAEConfig
+from mi_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config, hidden_states
+from mi_jax.sample.guidance import Guidance
+from mi_jax.sample.sliding_window import sliding_window
+from mi_jax.sample.windows import plan_windows
+from mi_jax.weights.folder import config_from_json, config_to_json
+from mi_jax.weights.native import load_into, read_config, save_model
+
+FPS = media.FRAMES_PER_SECOND
+AUDIO_CHUNK = 64  # latent frames whose audio windows are in memory at a time
+
+log = logging.getLogger("mi_jax")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AvatarConfig:
+    """config.json of a model folder: the sizes of the networks and how they are sampled.
+
+    height, width: of the video in pixels; the networks run at the next multiple of what they need (540 -> 544, cropped).
+    steps, shift: Euler steps, and the shift of their noise levels towards 1.
+    guidance_audio, guidance_text: default weights of `Guidance`; 0 for a distilled model.
+    dtype: of the denoiser and the MLLM; the VAE and wav2vec2 are f32.
+    """
+
+    dit: DiTConfig
+    vae: VAEConfig
+    wav2vec2: Wav2Vec2Config
+    mllm: MLLMConfig
+    height: int
+    width: int
+    steps: int
+    shift: float
+    guidance_audio: float = 0.0
+    guidance_text: float = 0.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @classmethod
+    def puppet(cls) -> "AvatarConfig":
+        """What this project trains and ships: 96x96 puppets."""
+        return cls(
+            dit=DiTConfig.puppet(),
+            vae=VAEConfig.puppet(),
+            wav2vec2=Wav2Vec2Config.puppet(),
+            mllm=MLLMConfig.puppet(),
+            height=96,
+            width=96,
+            steps=25,
+            shift=3.0,
+            guidance_audio=1.0,
+        )
+
+    @classmethod
+    def magic_infinite_13b(cls) -> "AvatarConfig":
+        """The paper's model at 540x540, before distillation (HunyuanVideo's 50 steps and shift 7)."""
+        return cls(
+            dit=DiTConfig.magic_infinite_13b(),
+            vae=VAEConfig.hunyuan_video(),
+            wav2vec2=Wav2Vec2Config.base(),
+            mllm=MLLMConfig.llava_llama3_8b(),
+            height=540,
+            width=540,
+            steps=50,
+            shift=7.0,
+            guidance_audio=4.0,
+            guidance_text=4.0,
+            dtype="bfloat16",
+        )
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """Height and width that VAE and patches divide."""
+        multiple = [self.vae.spatial_stride * patch for patch in self.dit.patch[1:]]
+        return tuple(-(-side // m) * m for side, m in zip((self.height, self.width), multiple, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Speaker:
+    """A voice, and the region of the portrait that it moves.
+
+    audio: a file that FFmpeg reads, or samples [n] f32 at 16 kHz.
+    mask: a PNG or a boolean array [H W] of the portrait; white or True is the face. None: it is looked for.
+    """
+
+    audio: media.PathLike | np.ndarray
+    mask: media.PathLike | np.ndarray | None = None
+
+
+Portrait = media.PathLike | Image.Image | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Avatar:
+    """A loaded model. `load` makes one; the parts are public so that scripts can run them alone."""
+
+    config: AvatarConfig
+    dit: DiT
+    encoders: Encoders
+    mesh: Mesh | None = None
+
+    def animate(
+        self,
+        portrait: Portrait,
+        speakers: Sequence[Speaker],
+        prompt: str = "",
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        window: int = 33,
+        overlap: int = 8,
+        guidance_audio: float | None = None,
+        guidance_text: float | None = None,
+        seconds: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> UInt8[np.ndarray, "f H W 3"]:
+        """A video of the portrait speaking, at 25 fps and the model's size, as long as the longest voice.
+
+        Where a mask came from and what was cut or resized is logged to the logger `mi_jax` (INFO and WARNING).
+
+        Args:
+          portrait: a picture file, a PIL image or pixels [H W 3]; its centre is cropped to the model's aspect.
+          speakers: one or more. Those without a mask get the found faces from left to right.
+          prompt: may be empty; cut where the text encoder ends.
+          seed: of the noise; the same seed gives the same video.
+          steps: Euler steps; more is finer and slower. Default: the model's.
+          window, overlap: latent frames (4 video frames each) that the denoiser sees at a time, and that are blended.
+          guidance_audio, guidance_text: see `Guidance`. Default: the model's.
+          seconds: length of the video; default is that of the longest voice.
+          progress: called with (steps done, steps) before the first step and after every one.
+
+        Raises:
+          InputError: a file or an argument cannot be used; the message names it.
+        """
+        config = self.config
+        steps = config.steps if steps is None else steps
+        if steps < 1:
+            raise InputError(f"steps is {steps}, at least 1 is needed")
+        weights = {"audio": guidance_audio, "text": guidance_text}
+        defaults = {"audio": config.guidance_audio, "text": config.guidance_text}
+        weights = {name: defaults[name] if value is None else float(value) for name, value in weights.items()}
+        if not all(map(math.isfinite, weights.values())):
+            raise InputError(f"guidance weights must be finite numbers, got {weights}")
+        if not speakers:
+            raise InputError("no voice: at least one speaker is needed")
+        pixels = read_portrait(portrait)
+        voices = [read_voice(speaker.audio, f"voice {i + 1}") for i, speaker in enumerate(speakers)]
+        frames = num_frames(max(map(len, voices)) / media.SAMPLE_RATE if seconds is None else seconds)
+        latent_frames = -(-(frames - 1) // config.vae.temporal_stride) + 1
+        plan_windows(latent_frames, window, overlap)  # a bad window is known before the long work
+        masks, how = faces.face_masks(pixels, len(speakers), [speaker.mask for speaker in speakers])
+        log.info(how)
+
+        if seconds is not None:
+            voices = [voice[: round(seconds * media.SAMPLE_RATE)] for voice in voices]
+        conditions = self.conditions(pixels, masks, voices, prompt, latent_frames)
+        latents = self.denoise(
+            conditions, seed=seed, steps=steps, window=window, overlap=overlap, weights=weights, progress=progress
+        )
+        return self.decode(latents)[:frames]
+
+    def conditions(
+        self,
+        portrait: UInt8[np.ndarray, "H W 3"],
+        masks: np.ndarray,
+        voices: Sequence[np.ndarray],
+        prompt: str,
+        latent_frames: int,
+    ) -> Conditions:
+        """What the denoiser is told of a video of `latent_frames`, one example.
+
+        masks: bool [s H W] of the portrait's size; voices: one per mask, samples at 16 kHz, of any lengths.
+        """
+        height, width = self.config.padded_size
+        face = media.fit_image(portrait, height, width)
+        masks = [media.fit_mask(mask, height, width) for mask in masks]
+        with self._on_mesh():
+            features, dropped = prompt_features(self.encoders, face, prompt)
+        if dropped:
+            log.warning("prompt: too long, its last %d tokens are not read", dropped)
+        hidden = [
+            hidden_states(self.encoders.wav2vec2, voice, self.config.vae.temporal_stride * (latent_frames - 1) + 1)
+            for voice in voices
+        ]
+        features |= {
+            "image_mask": np.ones(features["image_tokens"].shape[0], bool),
+            "portrait": np.asarray(portrait_latents(self.encoders.vae, face)),
+            "is_start": np.ones((), np.float32),
+            "audio": self.audio_tokens(np.stack(hidden)),
+            "face_mask": np.stack([latent_mask(mask, self.config.vae.spatial_stride) for mask in masks]),
+        }
+        return Conditions(**{name: jnp.asarray(leaf)[None] for name, leaf in features.items()})
+
+    def audio_tokens(self, hidden: Float[np.ndarray, "s n l d"]) -> Float[np.ndarray, "s t a e"]:
+        """Audio tokens of each speaker and latent frame from wav2vec2's states, in chunks of bounded memory."""
+        stride = self.config.vae.temporal_stride
+        total = (hidden.shape[1] // 2 - 1) // stride + 1
+        tokens = []
+        for first in range(0, total, AUDIO_CHUNK):
+            # Two latent frames of margin: a window reaches 5 steps past its frames, and the first two frames of a cut
+            # are padded like those of a clip.
+            start, end = max(0, first - 2), min(total, first + AUDIO_CHUNK + 2)
+            part = hidden[:, 2 * stride * start : 2 * (stride * (end - 1) + 1)]
+            windows = np.stack([audio_windows(states) for states in part])
+            windows = windows[:, first - start :][:, : min(AUDIO_CHUNK, total - first)]
+            with self._on_mesh():
+                tokens.append(np.asarray(_encode_audio(self.dit, windows[None])[0]))
+        return np.concatenate(tokens, axis=1)
+
+    def denoise(
+        self,
+        conditions: Conditions,
+        *,
+        seed: int,
+        steps: int,
+        window: int,
+        overlap: int,
+        weights: dict[str, float],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Float[np.ndarray, "t h w c"]:
+        """Latents of the whole video, from the noise of `seed`."""
+        height, width = self.config.padded_size
+        stride = self.config.vae.spatial_stride
+        frames = conditions.audio.shape[2]
+        shape = (1, frames, height // stride, width // stride, self.config.vae.latent_channels)
+        sigmas = sigma_schedule(steps, self.config.shift)
+        group = 1 if self.mesh is None else self.mesh.shape["data"]
+        weights = {name: jnp.float32(weight) for name, weight in weights.items() if weight}
+        with self._on_mesh():
+            latents = jax.random.normal(jax.random.key(seed), shape, jnp.float32)
+            if progress is not None:
+                progress(0, steps)
+            for i in range(steps):
+                latents = _denoise_level(
+                    self.dit,
+                    latents,
+                    sigmas[i : i + 2],
+                    conditions,
+                    weights,
+                    window=window,
+                    overlap=overlap,
+                    group=group,
+                )
+                if progress is not None:
+                    latents.block_until_ready()
+                    progress(i + 1, steps)
+            return np.asarray(latents)[0]
+
+    def decode(self, latents: Float[np.ndarray, "t h w c"]) -> UInt8[np.ndarray, "f H W 3"]:
+        """Pixels of latents, cropped to the model's size."""
+        video = to_pixels(decode_latents(self.encoders.vae, jnp.asarray(latents)[None])[0])
+        top, left = (video.shape[1] - self.config.height) // 2, (video.shape[2] - self.config.width) // 2
+        return video[:, top : top + self.config.height, left : left + self.config.width]
+
+    def save(self, folder: str | os.PathLike, *, dtype=np.float16, overwrite: bool = False) -> None:
+        """Writes what `load` reads: config.json, model.safetensors, tokenizer folders."""
+        with tempfile.TemporaryDirectory() as scratch:
+            self.encoders.prompter.save(scratch)
+            root = pathlib.Path(scratch)
+            files = {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+        parts = {name: getattr(self.encoders, name) for name in ("vae", "wav2vec2", "mllm")}
+        save_model(
+            folder,
+            {"dit": self.dit, **parts},
+            config_to_json(self.config),
+            dtype=dtype,
+            files=files,
+            overwrite=overwrite,
+        )
+
+    def _on_mesh(self):
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+
+@jax.jit
+def _encode_audio(dit: DiT, windows: Array) -> Array:
+    return dit.encode_audio(windows)
+
+
+@partial(jax.jit, static_argnames=("window", "overlap", "group"), donate_argnames="latents")
+def _denoise_level(
+    dit: DiT,
+    latents: Array,
+    sigmas: Array,
+    conditions: Conditions,
+    weights: dict[str, Array],
+    *,
+    window,
+    overlap,
+    group,
+) -> Array:
+    """One noise level: compiled once for all levels and step counts, and for all weights that are not 0."""
+    velocity = Guidance(**weights)(dit)
+    return sliding_window(velocity, latents, sigmas, conditions, window=window, overlap=overlap, group=group)
+
+
+def num_frames(seconds: float) -> int:
+    """Video frames of a sound: seconds x 25, rounded, at least one."""
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise InputError(f"a video of {seconds} seconds cannot be made")
+    return max(1, round(seconds * FPS))
+
+
+def read_portrait(portrait: Portrait) -> UInt8[np.ndarray, "H W 3"]:
+    """RGB pixels of a file, a PIL image or an array."""
+    if isinstance(portrait, np.ndarray):
+        if portrait.dtype != np.uint8 or portrait.ndim != 3 or portrait.shape[2] != 3:
+            raise InputError(f"portrait: an array must be uint8 [H W 3], this is {portrait.dtype} {portrait.shape}")
+        pixels = portrait
+    elif isinstance(portrait, Image.Image):
+        pixels = media.rgb_from_image(portrait)
+    else:
+        return media.read_image(portrait)
+    if min(pixels.shape[:2]) < media.MIN_SIDE:
+        size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        raise InputError(f"portrait: {size} is too small (at least {media.MIN_SIDE} px a side)")
+    return pixels
+
+
+def read_voice(audio: media.PathLike | np.ndarray, name: str) -> Float32[np.ndarray, " n"]:
+    """Mono samples at 16 kHz of a file or an array; `name` is what an array is called in messages."""
+    if not isinstance(audio, np.ndarray):
+        return media.read_audio(audio)
+    if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
+        raise InputError(f"{name}: an array must be float samples [n] at 16 kHz, this is {audio.dtype} {audio.shape}")
+    if audio.size == 0:
+        raise InputError(f"{name}: sound without a single sample")
+    if not np.isfinite(audio).all():
+        raise InputError(f"{name}: sound holds samples that are not numbers (NaN or infinite)")
+    return audio.astype(np.float32)
+
+
+def load(name: str | os.PathLike, *, mesh: Mesh | None = None) -> Avatar:
+    """The avatar shipped under `name` ("puppet"), or that of a model folder.
+
+    With a mesh (`mi_jax.mesh.make_mesh`) the denoiser and the MLLM are read straight into its shards, and windows run side by side.
+
+    Raises:
+      InputError: no such model, or a folder whose files are missing, damaged or do not fit each other.
+    """
+    folder = find_model(name)
+    config = config_from_json(AvatarConfig, read_config(folder), str(folder / "config.json"))
+    dtype = jnp.dtype(config.dtype)
+    build = lambda kind, part: lambda: kind(part, rngs=nnx.Rngs(0))
+    encoders = Encoders(
+        vae=load_into(folder, "vae", build(VAE, config.vae)),
+        wav2vec2=load_into(folder, "wav2vec2", build(Wav2Vec2, config.wav2vec2)),
+        mllm=load_into(folder, "mllm", build(MLLM, config.mllm), dtype=dtype, mesh=mesh),
+        prompter=Prompter.load(folder, config.mllm.prompts),
+    )
+    dit = load_into(folder, "dit", build(DiT, config.dit), dtype=dtype, mesh=mesh)
+    return Avatar(config=config, dit=dit, encoders=encoders, mesh=mesh)
+
+
+def shipped_models() -> dict[str, pathlib.Path]:
+    """The models inside the package, by name."""
+    assets = pathlib.Path(str(importlib.resources.files("mi_jax") / "assets"))
+    return {path.parent.name: path.parent for path in sorted(assets.glob("*/config.json"))}
+
+
+def find_model(name: str | os.PathLike) -> pathlib.Path:
+    """The folder of a shipped model, or `name` itself where it is a folder."""
+    shipped = shipped_models()
+    if str(name) in shipped:
+        return shipped[str(name)]
+    if pathlib.Path(name).is_dir():
+        return pathlib.Path(name)
+    known = ", ".join(shipped) or "none"
+    raise InputError(f"{name}: no such model; shipped: {known}; or give a model folder")
+
+
+def save_video(
+    path: media.PathLike,
+    video: UInt8[np.ndarray, "f H W 3"],
+    audio: media.PathLike | np.ndarray | Sequence[media.PathLike | np.ndarray] | None = None,
+) -> None:
+    """Writes a video of 25 fps with its sound, cut or filled with silence to its length.
+
+    Args:
+      path: .mp4, .m4v, .mov or .mkv, in a folder that exists.
+      audio: a sound file, samples [n] at 16 kHz, or several of these, which are mixed.
+
+    Raises:
+      InputError: a sound cannot be read, or the file cannot be written.
+    """
+    if audio is None:
+        media.write_video(path, video)
+        return
+    sources = [audio] if isinstance(audio, str | os.PathLike | np.ndarray) else list(audio)
+    if any(isinstance(source, np.ndarray) for source in sources):
+        rate = media.SAMPLE_RATE
+    else:
+        rate = 48_000  # files keep more than the 16 kHz that the model hears
+    voices = [source if isinstance(source, np.ndarray) else media.read_audio(source, rate) for source in sources]
+    media.write_video(path, video, mix(voices, round(len(video) / FPS * rate)), sample_rate=rate)
+
+
+def mix(voices: Sequence[np.ndarray], length: int) -> Float32[np.ndarray, " n"]:
+    """The sum of voices over `length` samples, scaled down as a whole where it would clip."""
+    total = np.zeros(length, np.float32)
+    for voice in voices:
+        total[: len(voice)] += voice[:length]
+    peak = np.abs(total).max(initial=0)
+    return total / max(1.0, peak) if len(voices) > 1 else total

@@ -1,0 +1,99 @@
+"""Sampling a video of any length with a denoiser of bounded length (paper 4.1.3)."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from mi_jax.conditions import Conditions
+from mi_jax.diffusion import euler_step
+from mi_jax.sample.guidance import Velocity
+from mi_jax.sample.windows import blend_weights, plan_windows
+
+
+def sliding_window(
+    velocity: Velocity,
+    noise: Float[Array, "b t h w c"],
+    sigmas: Float[Array, "levels"],
+    conditions: Conditions,
+    *,
+    window: int = 33,
+    overlap: int = 8,
+    group: int = 1,
+) -> Float[Array, "b t h w c"]:
+    """Latents at the last noise level, from `noise` at the first.
+
+    At each noise level every window of the whole latent video passes through `velocity` with its own slice of the
+    conditions, the velocities are blended, and one Euler step moves the whole video. Windows only meet in that blend, so
+    one noise level may compute them in any order and any number at a time.
+
+    Pure, and made to be traced by `jax.jit`: one scan over noise levels, one over groups of windows. A call with
+    noise levels [s0, s1, s2] equals one with [s0, s1] followed by one with [s1, s2], so a caller who wants to watch feeds two at
+    a time, through one compilation.
+
+    Args:
+      velocity: any function of (latents [n window h w c], sigma [n], conditions of n examples); it may close over a model.
+      conditions: those of the whole video; `Conditions.window` cuts them.
+      window, overlap: latent frames. A shorter video is one window.
+      group: windows on the network at a time: memory against parallelism. On a mesh with a `data` axis (`jax.set_mesh`) the
+        windows of a group are spread over it, so group * b should be a multiple of its size.
+
+    Raises:
+      InputError: an overlap under 3, or not under the window.
+    """
+    length = noise.shape[1]
+    starts = plan_windows(length, window, overlap)
+    window = min(window, length)
+    weights = blend_weights(starts, window, length)
+    group = min(group, len(starts))
+    padding = -len(starts) % group
+    # Padding of the last group: a window that is there already, of no weight.
+    starts = np.pad(starts, (0, padding), mode="edge").reshape(-1, group)
+    weights = np.pad(weights, ((0, padding), (0, 0))).reshape(-1, group, window)
+
+    def level(latents, pair):
+        u = _blended(velocity, latents, pair[0], conditions, jnp.asarray(starts), jnp.asarray(weights))
+        return euler_step(latents, u, pair[0], pair[1]), None
+
+    return jax.lax.scan(level, noise, (sigmas[:-1], sigmas[1:]))[0]
+
+
+def _blended(velocity: Velocity, latents: Array, sigma: Array, conditions: Conditions, starts: Array, weights: Array):
+    """The velocity of the whole video at one noise level: windows `starts` [groups group], `weights` [groups group window]."""
+    b = latents.shape[0]
+    length = weights.shape[-1]
+
+    def add_group(total, plan):
+        starts, weights = plan
+        cut = jax.vmap(partial(jax.lax.dynamic_slice_in_dim, latents, slice_size=length, axis=1))
+        windows = rearrange(cut(starts), "k b t h w c -> (k b) t h w c")
+        told = jax.tree.map(
+            lambda *leaves: jnp.concatenate(leaves), *[conditions.window(start, length) for start in starts]
+        )
+        windows, told = _spread((windows, told))
+        u = velocity(windows, jnp.full(windows.shape[:1], sigma), told)
+        u = rearrange(_gather(u).astype(total.dtype), "(k b) t h w c -> k b t h w c", b=b)
+        # One after the other, not as a scatter: the order of a sum decides its last bit.
+        for start, weight, part in zip(starts, weights, u):
+            there = jax.lax.dynamic_slice_in_dim(total, start, length, axis=1)
+            there = there + weight.reshape(1, -1, 1, 1, 1) * part
+            total = jax.lax.dynamic_update_slice_in_dim(total, there, start, axis=1)
+        return total, None
+
+    return jax.lax.scan(add_group, jnp.zeros_like(latents), (starts, weights))[0]
+
+
+def _spread(tree):
+    """The batch over the mesh's `data` axis, where there is one that divides it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if "data" not in mesh.axis_names:
+        return tree
+    return jax.tree.map(lambda x: jax.reshard(x, P("data" if x.shape[0] % mesh.shape["data"] == 0 else None)), tree)
+
+
+def _gather(x: Array) -> Array:
+    return jax.reshard(x, P()) if jax.sharding.get_abstract_mesh().axis_names else x

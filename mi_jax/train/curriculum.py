@@ -1,0 +1,152 @@
+"""The paper's two-stage curriculum (3.3): portrait and text first, then audio with the face-masked adaptive loss."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from mi_jax.conditions import Conditions
+from mi_jax.data.records import RecordSource
+from mi_jax.diffusion import euler_step, sample_sigma, sigma_schedule
+from mi_jax.models.audio_encoder import audio_windows
+from mi_jax.models.dit import DiT, DiTConfig
+from mi_jax.train.flow import adaptive_loss, base_loss, condition_dropout, squared_error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CurriculumObjective:
+    """Flow matching on prepared records. Stage 1 has a `dit` without audio and `adaptive_weight` 0; stage 2 adds both."""
+
+    dit: DiTConfig
+    records: str
+    """Folder of feature records (`mi-jax prepare`)."""
+    init_from: str | None = None
+    """A finished run whose averaged parameters this one starts from; leaves it lacks (audio) keep their initial values."""
+    shift: float = 3.0
+    windows: tuple[tuple[int, int], ...] = ((9, 6), (17, 3), (33, 2))
+    """(latent frames, batch size) of the training windows. Each step draws one kind, so that every length is learned."""
+    window_weights: tuple[float, ...] = (0.4, 0.3, 0.3)
+    mid_clip: float = 0.5
+    """Share of windows cut from the middle of a clip: the portrait stays as identity, but does not start the window."""
+    adaptive_weight: float = 0.0
+    """lambda of Eq. 4; the paper's stage 2 has 10."""
+    face_masked: bool = True
+    """False lets audio act everywhere (for the ablation of Eq. 2)."""
+    drop_each: float = 0.1
+    drop_all: float = 0.05
+    sample_vae: str | None = None
+    """Model folder whose VAE decodes the samples shown during training."""
+
+    def init(self, key: Key[Array, ""]) -> DiT:
+        model = DiT(self.dit, rngs=nnx.Rngs(key))
+        return model if self.init_from is None else _warm_start(model, self.init_from)
+
+    def dataset(self, seed: int) -> grain.MapDataset:
+        """Batches of windows, any step of which can be drawn on its own; the mixture of lengths is fixed by the seed."""
+        source = RecordSource(self.records)
+        kinds = []
+        for i, (length, batch) in enumerate(self.windows):
+            cut = functools.partial(_cut_window, length=length, mid_clip=self.mid_clip, audio=self.dit.audio is not None)
+            clips = grain.MapDataset.source(source).seed(seed + i).shuffle().repeat()
+            kinds.append(clips.random_map(cut).batch(batch, drop_remainder=True))
+        return grain.MapDataset.mix(kinds, weights=self.window_weights) if len(kinds) > 1 else kinds[0]
+
+    def loss(self, model: DiT, batch: dict[str, Array], key: Key[Array, ""]) -> tuple[Float[Array, "b"], dict[str, Array]]:
+        """`L_total = L_base + lambda L_adap` (Eq. 4) per example, with its two parts as scalars."""
+        keys = jax.random.split(key, 3)
+        clean = batch["latents"].astype(jnp.float32)
+        conditions = self.conditions(model, batch)
+        conditions = conditions.drop(**condition_dropout(keys[0], clean.shape[0], self.drop_each, self.drop_all))
+        sigma = sample_sigma(keys[1], (clean.shape[0],), self.shift)
+        noise = jax.random.normal(keys[2], clean.shape, jnp.float32)
+        error = squared_error(model, clean, noise, sigma, conditions)
+        base, adaptive = base_loss(error), adaptive_loss(error, batch["face_mask"])
+        return base + self.adaptive_weight * adaptive, {"base": jnp.mean(base), "face": jnp.mean(adaptive)}
+
+    def conditions(self, model: DiT, batch: dict[str, Array]) -> Conditions:
+        """What the denoiser is told of a batch of `dataset`."""
+        mask = batch["face_mask"][:, None]
+        return Conditions(
+            text_tokens=batch["text_tokens"],
+            text_mask=batch["text_mask"],
+            text_pooled=batch.get("text_pooled"),
+            image_tokens=batch["image_tokens"],
+            image_mask=jnp.ones(batch["image_tokens"].shape[:2], bool),
+            portrait=batch["portrait"],
+            is_start=batch["is_start"],
+            audio=model.encode_audio(batch["audio_windows"]) if self.dit.audio else None,
+            face_mask=mask if self.face_masked else jnp.ones_like(mask),
+        )
+
+    def sample(self, model: DiT, batch: dict[str, Array], key: Key[Array, ""]) -> dict[str, np.ndarray]:
+        """The batch's first window, true above generated (20 Euler steps, no guidance), as uint8 frames."""
+        if self.sample_vae is None:
+            return {}
+        batch = {name: jnp.asarray(leaf[:1]) for name, leaf in batch.items()}
+        truth = batch["latents"].astype(jnp.float32)
+        generated = _euler(model, jax.random.normal(key, truth.shape), self.conditions(model, batch), self.shift)
+        vae = _cached_vae(self.sample_vae)
+        decode = jax.jit(lambda vae, latents: vae.decode_latents(latents))
+        rows = [np.asarray(decode(vae, latents))[0] for latents in (truth, generated)]
+        frames = np.clip((np.concatenate(rows, axis=1) + 1) * 127.5, 0, 255).astype(np.uint8)
+        return {"truth above, generated below": frames}
+
+
+@jax.jit
+def _euler(model: DiT, noise: Array, conditions: Conditions, shift: float) -> Array:
+    sigmas = sigma_schedule(20, shift)
+
+    def step(x, pair):
+        u = model(x, jnp.full((x.shape[0],), pair[0]), conditions)
+        return euler_step(x, u, *pair), None
+
+    return jax.lax.scan(step, noise, (sigmas[:-1], sigmas[1:]))[0]
+
+
+@functools.cache
+def _cached_vae(folder: str):
+    from mi_jax.weights.models import load_vae
+
+    return load_vae(Path(folder))
+
+
+def _warm_start(model: DiT, run: str) -> DiT:
+    """`model` with every leaf that the run has; what only the model has (audio, in stage 2) stays as initialised."""
+    from mi_jax.train.checkpoints import load_ema_state
+
+    graphdef, state = nnx.split(model)
+    merged, old = nnx.to_flat_state(state), dict(nnx.to_flat_state(load_ema_state(run)))
+    leaves = {}
+    for path, leaf in merged:
+        leaves[path] = old.pop(path, leaf)
+        if leaves[path].shape != leaf.shape:
+            raise ValueError(f"{run}: {'.'.join(map(str, path))} is {leaves[path].shape}, the model wants {leaf.shape}")
+    if old:
+        raise ValueError(f"{run}: leaves that the model lacks: {sorted('.'.join(map(str, p)) for p in old)}")
+    return nnx.merge(graphdef, nnx.from_flat_state(leaves))
+
+
+def _cut_window(record: dict[str, np.ndarray], rng: np.random.Generator, *, length: int, mid_clip: float, audio: bool):
+    """A window of `length` latent frames: at the clip's start, or (with probability `mid_clip`) anywhere after it."""
+    frames = record["latents"].shape[0]
+    room = frames - length
+    start = int(rng.integers(1, room + 1)) if room > 0 and rng.random() < mid_clip else 0
+    window = {
+        "latents": record["latents"][start : start + length],
+        "portrait": record["portrait"].astype(np.float32),
+        "is_start": np.float32(start == 0),
+        "face_mask": record["face_mask"].astype(np.float32),
+    }
+    for name in ("text_tokens", "text_mask", "text_pooled", "image_tokens"):
+        if name in record:
+            window[name] = record[name]
+    if audio:
+        windows = np.stack([audio_windows(hidden) for hidden in record["audio_hidden"]])
+        window["audio_windows"] = windows[:, start : start + length]
+    return window

@@ -1,0 +1,50 @@
+"""The flow-matching losses of the paper (Eq. 1, 3, 4), as pure functions with one value per example."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from mi_jax.conditions import Conditions
+from mi_jax.diffusion import add_noise, velocity_target
+
+Velocity = Callable[[Float[Array, "b t h w c"], Float[Array, "b"], Conditions], Float[Array, "b t h w c"]]
+
+
+def squared_error(
+    velocity: Velocity,
+    clean: Float[Array, "b t h w c"],
+    noise: Float[Array, "b t h w c"],
+    sigma: Float[Array, "b"],
+    conditions: Conditions,
+) -> Float[Array, "b t h w c"]:
+    """`|u - u_theta|^2` at every latent element, f32."""
+    predicted = velocity(add_noise(clean, noise, sigma), sigma, conditions)
+    return jnp.square(predicted.astype(jnp.float32) - velocity_target(clean, noise).astype(jnp.float32))
+
+
+def base_loss(error: Float[Array, "b t h w c"]) -> Float[Array, "b"]:
+    """`L_base` (Eq. 1): the mean over everything but the batch."""
+    return jnp.mean(error, axis=(1, 2, 3, 4))
+
+
+def adaptive_loss(error: Float[Array, "b t h w c"], region: Float[Array, "b h w"]) -> Float[Array, "b"]:
+    """`L_adap` (Eq. 3): the mean error over the face region, i.e. the masked sum times `HW / sum(M)`.
+
+    The equation's literal form scales all of `L_base`; the text says that the weight grows "for the facial area", which is
+    this reading: the smaller the face, the more each of its elements weighs. An empty region gives 0.
+    """
+    t, c = error.shape[1], error.shape[-1]
+    masked = jnp.einsum("bthwc,bhw->b", error, region.astype(error.dtype))
+    return masked / (t * c * jnp.maximum(jnp.sum(region, axis=(1, 2)), 1.0))
+
+
+def condition_dropout(
+    key: Key[Array, ""], batch_size: int, each: float = 0.1, all_three: float = 0.05
+) -> dict[str, Bool[Array, "b"]]:
+    """Which of text, image and audio each example is trained without, so that guidance has its branches."""
+    keys = jax.random.split(key, 4)
+    everything = jax.random.bernoulli(keys[3], all_three, (batch_size,))
+    names = ("text", "image", "audio")
+    return {name: everything | jax.random.bernoulli(k, each, (batch_size,)) for name, k in zip(names, keys)}

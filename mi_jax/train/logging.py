@@ -1,0 +1,101 @@
+"""What a run tells while it runs: TensorBoard scalars and samples, metrics.csv, a progress bar."""
+
+import csv
+import io
+import pathlib
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
+from tqdm import tqdm
+
+FPS = 25
+
+
+class RunLog:
+    """Writes under `out_dir`: tensorboard/ and metrics.csv (a row per log line: step, then the scalars by name).
+
+    A resumed run goes on where its checkpoint stands: rows of later steps, which the killed run had still written, are
+    dropped, in both.
+    """
+
+    def __init__(self, out_dir: pathlib.Path, name: str, start: int, steps: int):
+        self._writer = SummaryWriter(str(out_dir / "tensorboard"), purge_step=start + 1 if start else None)
+        self._csv = out_dir / "metrics.csv"
+        self._columns = _drop_rows_after(self._csv, start)
+        self._bar = tqdm(total=steps, initial=start, desc=name, unit="step", smoothing=0.05, dynamic_ncols=True)
+
+    def progress(self) -> None:
+        """One more step is done."""
+        self._bar.update(1)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """One log line, of the state after `step` steps."""
+        for name, value in values.items():
+            self._writer.add_scalar(f"train/{name}", value, step)
+        if self._columns is None:
+            self._columns = ["step", *values]
+            _append(self._csv, self._columns)
+        row = {"step": step, **{name: f"{value:.7g}" for name, value in values.items()}}
+        _append(self._csv, [row.get(column, "") for column in self._columns])
+        self._bar.set_postfix_str(f"loss {values['loss']:.4g}", refresh=False)
+
+    def samples(self, step: int, samples: dict[str, Any]) -> None:
+        """Pictures uint8 [H W 3] as PNG, videos uint8 [f H W 3] as animated GIF at 25 fps."""
+        for name, sample in samples.items():
+            sample = np.asarray(sample)
+            image = encode_gif(sample) if sample.ndim == 4 else encode_png(sample)
+            summary = Summary(value=[Summary.Value(tag=f"samples/{name}", image=image)])
+            self._writer.file_writer.add_summary(summary, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._bar.close()
+        self._writer.close()
+
+
+def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> Summary.Image:
+    """A picture as TensorBoard stores it."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return _image_summary(image.shape, buffer)
+
+
+def encode_gif(video: UInt8[np.ndarray, "f H W 3"]) -> Summary.Image:
+    """A video as TensorBoard stores it: an animated GIF that repeats."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    frames = [Image.fromarray(frame) for frame in video]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=1000 // FPS, loop=0)
+    return _image_summary(video.shape[1:], buffer)
+
+
+def _image_summary(shape: tuple[int, ...], buffer: io.BytesIO) -> Summary.Image:
+    return Summary.Image(height=shape[0], width=shape[1], colorspace=3, encoded_image_string=buffer.getvalue())
+
+
+def _append(path: pathlib.Path, row: list) -> None:
+    with path.open("a", newline="") as file:
+        csv.writer(file).writerow(row)
+
+
+def _drop_rows_after(path: pathlib.Path, step: int) -> list[str] | None:
+    """Keeps the rows up to `step`; returns the file's columns, None where there is no file to go on with."""
+    if step == 0:
+        path.unlink(missing_ok=True)
+    if not path.exists():
+        return None
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    # A kill may have cut the last row short: only rows that hold every column count.
+    kept = [row for row in rows[1:] if len(row) == len(rows[0]) and row[0].isdigit() and int(row[0]) <= step]
+    beside = path.with_suffix(".tmp")
+    with beside.open("w", newline="") as file:
+        csv.writer(file).writerows([rows[0], *kept])
+    beside.rename(path)
+    return rows[0]

@@ -1,0 +1,166 @@
+"""The trainer: one function for every objective, read from top to bottom."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import time
+from typing import Any
+
+import absl.flags
+import grain
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mi_jax.errors import InputError
+from mi_jax.mesh import make_mesh, shard_parameters
+from mi_jax.train import checkpoints as ckpt
+from mi_jax.train.logging import RunLog
+from mi_jax.train.objective import TrainConfig
+from mi_jax.train.state import TrainState, compute_copy, init_state, make_step, split_model
+
+
+def train(config: TrainConfig, out_dir: str | pathlib.Path) -> TrainState:
+    """Trains `config.objective` for `config.steps` steps; goes on from the latest checkpoint in `out_dir`, if any.
+
+    Writes under `out_dir`: config.json, checkpoints/, tensorboard/, metrics.csv. A run that was killed and started
+    again ends with the same bits as one that was not: the state holds the key, the checkpoint the place in the data.
+
+    Raises:
+      InputError: `out_dir` cannot be written or holds checkpoints of another config; the dataset ends, or its batch
+        does not divide over the devices.
+    """
+    mesh = make_mesh()
+    # Axes of size one lay nothing out; kept out of the types, they ask nothing of a model that runs on one device.
+    with jax.set_mesh(mesh), jax.remove_size_one_mesh_axis_from_type(True):
+        return _train(config, pathlib.Path(out_dir), mesh)
+
+
+def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState:
+    objective = config.objective
+    chief = jax.process_index() == 0
+
+    # --- Model and state: masters, moments and EMA spread over the mesh
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    graph, params, frozen = split_model(objective.init(init_key), objective)
+    params, frozen = shard_parameters(params, mesh), shard_parameters(frozen, mesh)
+    state = jax.jit(lambda params, key: init_state(config, params, key))(params, step_key)
+    step_fn = make_step(config, graph, mesh)
+    del params
+
+    # --- Data
+    # Grain's worker processes ask absl for flags, which only an absl program has parsed.
+    if not absl.flags.FLAGS.is_parsed():
+        absl.flags.FLAGS.mark_as_parsed()
+    dataset = objective.dataset(config.seed)
+    if isinstance(dataset, grain.MapDataset):
+        threads = min(16, os.cpu_count() or 1)
+        # Grain's own default reads 500 batches ahead: gigabytes, when a batch is video.
+        dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    iterator = iter(dataset)
+
+    # --- Checkpoints: go on where the last one stands
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        checkpoints = ckpt.open_checkpoints(out_dir, config.keep)
+    except OSError as error:
+        raise InputError(f"{out_dir}: cannot be written ({error.strerror or error})") from None
+    if checkpoints.latest is not None:
+        state = ckpt.restore(checkpoints, state, iterator)
+    start = int(jax.device_get(state.step))
+    if chief:
+        (out_dir / "config.json").write_text(json.dumps(as_json(config), indent=2) + "\n")
+
+    # --- Something to look at: always the same examples
+    sample = getattr(objective, "sample", None) if config.sample_every else None
+    preview = arrays_of(next(iter(dataset))) if sample else None
+
+    # --- The loop. It reads step k's numbers only after step k + 1 is under way, so the devices never wait for the log.
+    log = RunLog(out_dir, config.name, start, config.steps) if chief else None
+    pending, interval, clock = [], [], None
+    try:
+        for step in range(start, config.steps):
+            batch = to_devices(_next(iterator, step), mesh)
+            with jax.transfer_guard_host_to_device("disallow"):
+                state, metrics = step_fn(state, frozen, batch)
+            done, last = step + 1, step + 1 == config.steps
+            clock = clock or (done, time.perf_counter())  # from here on, so that compilation does not count as speed
+            pending.append((done, metrics))
+
+            while len(pending) > (0 if last else 1):
+                count, values = pending.pop(0)
+                interval.append({name: float(value) for name, value in jax.device_get(values).items()})
+                if log:
+                    log.progress()
+                if count % config.log_every == 0 or count == config.steps:
+                    now = time.perf_counter()
+                    speed = (count - clock[0]) / (now - clock[1])
+                    if log:
+                        log.scalars(count, summarise(interval) | {"steps_per_second": speed})
+                    interval, clock = [], (count, now)
+
+            if done % config.checkpoint_every == 0 or last:
+                ckpt.save(checkpoints, done, state, iterator)
+            if log and sample and (done % config.sample_every == 0 or last):
+                averaged = nnx.merge(graph, *(compute_copy(tree, "float32", mesh) for tree in (state.ema, frozen)))
+                log.samples(done, sample(averaged, preview, jax.random.fold_in(step_key, done)))
+    finally:
+        checkpoints.close()  # a checkpoint under way is finished first
+        if log:
+            log.close()
+    return state
+
+
+def to_devices(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's share of a batch, as global arrays split over `data` along their first axis; text is dropped."""
+    sharding = NamedSharding(mesh, P("data"))
+    try:
+        return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in arrays_of(batch).items()}
+    except ValueError as error:
+        shapes = {name: x.shape for name, x in arrays_of(batch).items()}
+        raise InputError(f"a batch of {shapes} does not divide over data={mesh.shape['data']}: {error}") from None
+
+
+def arrays_of(batch: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The numeric arrays of a batch that have a batch axis."""
+    return {
+        name: x for name, x in batch.items() if isinstance(x, np.ndarray) and x.ndim and x.dtype.kind not in "OSUMm"
+    }
+
+
+def summarise(interval: list[dict[str, float]]) -> dict[str, float]:
+    """Means over an interval's finite values; the last one of what is a state rather than a measurement."""
+    summary = {}
+    for name in sorted(interval[-1], key=lambda name: (name != "loss", name)):
+        values = [metrics[name] for metrics in interval]
+        finite = [value for value in values if math.isfinite(value)]
+        if name in ("skipped", "learning_rate"):
+            summary[name] = values[-1]
+        else:
+            summary[name] = sum(finite) / len(finite) if finite else math.nan
+    return summary
+
+
+def as_json(value: Any) -> Any:
+    """A config as JSON: dataclasses as objects that name their class, whatever JSON has no form for as its repr."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"class": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
+    if isinstance(value, dict):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    return str(value) if isinstance(value, pathlib.PurePath) else repr(value)
+
+
+def _next(iterator: Any, step: int) -> dict[str, Any]:
+    try:
+        return next(iterator)
+    except StopIteration:
+        raise InputError(f"the dataset ends after {step} batches; a training set repeats without end") from None

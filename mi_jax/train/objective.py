@@ -1,0 +1,123 @@
+"""What is trained (`Objective`), how it is trained (`TrainConfig`), and reading both from an experiment's file."""
+
+import dataclasses
+import pathlib
+import runpy
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
+
+import jax
+from flax import nnx
+
+from mi_jax.errors import InputError
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A model, its data and its loss. Implementations are frozen, keyword-only dataclasses, part of the config.
+
+    Two members are optional:
+      sample(model, batch, key) -> dict[str, np.ndarray]: uint8 pictures [H W 3] or videos [f H W 3] to look at while
+        training. `batch` holds NumPy arrays: the dataset's first batch, the same one every time.
+      trainable(path) -> bool: whether the parameter at this path of the module (a tuple of names and indices) is
+        trained; the others keep the values that `init` gave them. Without it every `nnx.Param` is trained.
+    """
+
+    def init(self, key: jax.Array) -> nnx.Module:
+        """The module at step 0, all parameters f32. The same key must give the same module."""
+        ...
+
+    def dataset(self, seed: int) -> Iterable[dict[str, Any]]:
+        """A Grain dataset (`MapDataset` or `IterDataset`) of batches, without end: dicts of NumPy arrays whose first
+        axis is the batch. Entries that are not numeric arrays (names, prompts) are dropped before the step."""
+        ...
+
+    def loss(
+        self, model: nnx.Module, batch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss of each example [b], and scalars to log beside it."""
+        ...
+
+
+O = TypeVar("O")  # noqa: E741 (an Objective; unbound, because a Protocol bound hides the fields from the command line)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(Generic[O]):
+    """One experiment: AdamW with warm-up, a flat rate and a linear decay to 0, gradient clipping and an EMA.
+
+    name: what the experiment is called in logs.
+    steps: optimiser steps in the whole run; the run is done when this many have been taken or skipped.
+    learning_rate: of the flat part.
+    warmup_steps: steps of linear warm-up; step k runs at (k + 1) / warmup_steps of the rate.
+    decay_fraction: share of the steps, at the end, over which the rate falls linearly to 0; 0 keeps it constant.
+    weight_decay: decoupled (AdamW), on every trained parameter, as PyTorch's default.
+    clip_norm: the gradient's global norm is clipped to this.
+    ema_decay: EMA of the parameters, warmed up as min(ema_decay, (1 + step) / (10 + step)).
+    compute_dtype: the masters are f32; the loss sees the parameters in this dtype.
+    checkpoint_every, keep: steps between checkpoints, and how many of them stay.
+    log_every, sample_every: steps between log lines (means over the interval) and between samples; 0 samples never.
+    """
+
+    name: str
+    objective: O
+    steps: int
+    learning_rate: float
+    warmup_steps: int = 0
+    decay_fraction: float = 0.0
+    weight_decay: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.999
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+    checkpoint_every: int = 1000
+    keep: int = 2
+    log_every: int = 10
+    sample_every: int = 500
+
+    def __post_init__(self):
+        at_least = {"steps": 1, "warmup_steps": 0, "checkpoint_every": 1, "keep": 1, "log_every": 1, "sample_every": 0}
+        for field, least in at_least.items():
+            if getattr(self, field) < least:
+                raise InputError(f"{self.name}: {field} is {getattr(self, field)}, must be at least {least}")
+        for field in ("decay_fraction", "ema_decay"):
+            if not 0.0 <= getattr(self, field) <= 1.0:
+                raise InputError(f"{self.name}: {field} is {getattr(self, field)}, must lie in [0, 1]")
+
+
+def learning_rate(config: TrainConfig) -> Callable[[jax.Array], jax.Array]:
+    """The rate of step k = 0, 1, ...: linear warm-up, flat, linear decay that would reach 0 at `config.steps`."""
+    decay_steps = config.decay_fraction * config.steps
+
+    def rate(step):
+        step = jax.numpy.asarray(step, jax.numpy.float32)
+        warmup = jax.numpy.minimum(1.0, (step + 1.0) / max(config.warmup_steps, 1))
+        left = jax.numpy.clip((config.steps - step) / decay_steps, 0.0, 1.0) if decay_steps else 1.0
+        return config.learning_rate * warmup * left
+
+    return rate
+
+
+def load_config(path: str | pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
+    """Runs an experiment's Python file and takes its module-level `config`, with `overrides` as command-line arguments.
+
+    `load_config("configs/puppet_vae.py", ["--steps", "100", "--objective.batch-size", "2"])`
+
+    Raises:
+      InputError: the file is missing, or defines no `TrainConfig` named `config`.
+      SystemExit: tyro's, for an override that does not exist or does not parse (code 2), and for --help (code 0).
+    """
+    import tyro
+
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such config file")
+    config = runpy.run_path(str(path)).get("config")
+    if not isinstance(config, TrainConfig):
+        raise InputError(f"{path}: defines no TrainConfig named `config`")
+    if not overrides:
+        return config
+    kind = TrainConfig[type(config.objective)]
+    return tyro.cli(kind, default=config, args=list(overrides), prog=f"mi-jax train {path}")

@@ -1,0 +1,55 @@
+"""Model folders: config.json, safetensors and tokenizers, written by this project or by `mi-jax convert`."""
+
+import dataclasses
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from mi_jax.errors import InputError
+
+
+def config_to_json(config: Any) -> Any:
+    """A (nested) dataclass as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def config_from_json(kind: Any, value: Any, where: str) -> Any:
+    """Rebuilds a config dataclass of type `kind` from JSON: nested dataclasses, optionals and tuples.
+
+    Raises:
+      InputError: a field is unknown or missing, named with `where` it was read.
+    """
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        unknown = sorted(set(value) - set(hints))
+        if unknown:
+            raise InputError(f"{where}: {kind.__name__} has no field {', '.join(unknown)}")
+        try:
+            return kind(**{name: config_from_json(hints[name], v, f"{where}.{name}") for name, v in value.items()})
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{where}: {error}") from None
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        options = [option for option in typing.get_args(kind) if option is not type(None)]
+        return None if value is None else config_from_json(options[0], value, where)
+    if typing.get_origin(kind) is tuple or isinstance(value, list):
+        items = typing.get_args(kind)
+        item = items[0] if items and (len(items) == 1 or items[-1] is Ellipsis or len(set(items)) == 1) else Any
+        return tuple(config_from_json(item, v, where) for v in value)
+    return value
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """config.json of a model folder.
+
+    Raises:
+      InputError: the folder or the file is missing or is not JSON.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: not a model folder (it has no config.json)")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON ({error})") from None

@@ -1,0 +1,217 @@
+"""The project's own model folders: config.json and safetensors, names = paths in our modules.
+
+    puppet/config.json
+    puppet/model.safetensors              "dit.double_blocks.img_qkv.kernel", "vae.decoder.conv_in.kernel", ...
+
+Large models are split as on the Hugging Face hub: model-00001-of-00003.safetensors ... and an index of them.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mi_jax.errors import InputError
+from mi_jax.mesh import parameter_spec
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+
+
+def save_model(
+    directory: str | os.PathLike,
+    modules: dict[str, nnx.Module],
+    config: dict[str, Any],
+    *,
+    dtype: Any = np.float16,
+    files: dict[str, bytes] | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+    overwrite: bool = False,
+) -> None:
+    """Writes every leaf of `modules` (floating ones in `dtype`), `config` as JSON, and `files` (tokenizers) as given.
+
+    The folder is written beside and renamed: under its own name it is always whole.
+
+    Raises:
+      InputError: the folder holds something already and `overwrite` is not set, or cannot be written.
+      ValueError: a leaf has no finite value in `dtype` (float16 ends at 65504).
+    """
+    directory = pathlib.Path(directory)
+    occupied = directory.exists() and not (directory.is_dir() and not any(directory.iterdir()))
+    if occupied and not overwrite:
+        raise InputError(f"{directory}: exists already")
+    beside, old = (directory.parent / f".{directory.name}.{suffix}" for suffix in ("partial", "old"))
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(beside, ignore_errors=True)  # a killed writer's
+        beside.mkdir()
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror})") from None
+    try:
+        (beside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        for name, content in (files or {}).items():
+            (beside / name).parent.mkdir(parents=True, exist_ok=True)
+            (beside / name).write_bytes(content)
+        _write_weights(beside, modules, np.dtype(dtype), max_shard_bytes)
+        if occupied:
+            directory.rename(old)
+        beside.rename(directory)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def read_config(directory: str | os.PathLike) -> dict[str, Any]:
+    """The config.json of a model folder.
+
+    Raises:
+      InputError: it is missing or not a JSON object.
+    """
+    path = pathlib.Path(directory) / CONFIG
+    try:
+        config = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; {directory} is no model folder") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: holds no JSON object")
+    return config
+
+
+def load_into(
+    directory: str | os.PathLike,
+    name: str,
+    module: nnx.Module | Callable[[], nnx.Module],
+    *,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+) -> nnx.Module:
+    """The module saved as `name`. `module` gives its structure: one without arrays, or a function that builds one.
+
+    Floating leaves come as `dtype`. With a mesh each leaf is spread by `parameter_spec`, and a process reads only the
+    bytes of its own shards; without one, leaves go to the first device.
+
+    Raises:
+      InputError: a weight is missing, unknown or of another shape; a file is missing, cut short or not safetensors.
+    """
+    directory = pathlib.Path(directory)
+    abstract = module if isinstance(module, nnx.Module) else nnx.eval_shape(module)
+    graph, state = nnx.split(abstract)
+    wanted = {f"{name}.{_dotted(path)}": variable for path, variable in nnx.to_flat_state(state)}
+    stored = {key: entry for key, entry in _read_headers(directory).items() if key.startswith(f"{name}.")}
+    _account(directory, name, {key: tuple(v.shape) for key, v in wanted.items()}, stored)
+
+    opened = {file: safe_open(file, "numpy") for file in {file for file, _ in stored.values()}}
+    leaves = []
+    for path, variable in nnx.to_flat_state(state):
+        key = f"{name}.{_dotted(path)}"
+        target = dtype if jnp.issubdtype(variable.dtype, jnp.floating) else variable.dtype
+        leaves.append((path, variable.replace(_read_leaf(opened[stored[key][0]], key, target, mesh))))
+    return nnx.merge(graph, nnx.from_flat_state(leaves))
+
+
+def _dotted(path: Iterable[str | int]) -> str:
+    return ".".join(map(str, path))
+
+
+def _read_leaf(file: safe_open, key: str, dtype: Any, mesh: Mesh | None) -> jax.Array:
+    stored = file.get_slice(key)
+    shape = tuple(stored.get_shape())
+    if mesh is None:
+        sharding = SingleDeviceSharding(jax.devices()[0])
+    else:
+        sharding = NamedSharding(mesh, parameter_spec(shape, mesh))
+    read = (lambda index: stored[index]) if shape else (lambda index: file.get_tensor(key))
+    return jax.make_array_from_callback(shape, sharding, lambda index: np.asarray(read(index)).astype(dtype))
+
+
+def _read_headers(directory: pathlib.Path) -> dict[str, tuple[pathlib.Path, tuple[int, ...]]]:
+    """(file, shape) of every stored weight."""
+    index = directory / INDEX
+    if index.exists():
+        try:
+            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{index}: not an index of safetensors files ({error})") from None
+    else:
+        files = [WEIGHTS]
+    stored = {}
+    for path in (directory / file for file in files):
+        try:
+            with safe_open(path, "numpy") as file:
+                stored |= {key: (path, tuple(file.get_slice(key).get_shape())) for key in file.keys()}  # noqa: SIM118
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file") from None
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: cut short or not safetensors ({error})") from None
+    return stored
+
+
+def _account(directory: pathlib.Path, name: str, wanted: dict[str, tuple[int, ...]], stored: dict[str, tuple]) -> None:
+    shapes = {key: shape for key, (_, shape) in stored.items()}
+    misshapen = [
+        f"{key} is {shapes[key]}, not {wanted[key]}"
+        for key in sorted(wanted.keys() & shapes.keys())
+        if shapes[key] != wanted[key]
+    ]
+    faults = {
+        "missing": sorted(wanted.keys() - shapes.keys()),
+        "unknown": sorted(shapes.keys() - wanted.keys()),
+        "of another shape": misshapen,
+    }
+    listed = [f"{len(keys)} {what}: {_some(keys)}" for what, keys in faults.items() if keys]
+    if listed:
+        raise InputError(f"{directory}: the weights of {name!r} do not fit its config: {'; '.join(listed)}")
+
+
+def _some(keys: list[str], most: int = 5) -> str:
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
+
+
+def _write_weights(folder: pathlib.Path, modules: dict[str, nnx.Module], dtype: np.dtype, max_shard_bytes: int) -> None:
+    leaves = {
+        f"{name}.{_dotted(path)}": variable[...]
+        for name, module in modules.items()
+        for path, variable in nnx.to_flat_state(nnx.state(module))
+    }
+    shards: list[list[str]] = [[]]
+    total = size = 0
+    for key, leaf in leaves.items():
+        bytes_ = leaf.size * (dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype).itemsize
+        if shards[-1] and size + bytes_ > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(key)
+        total, size = total + bytes_, size + bytes_
+    files = (
+        [WEIGHTS]
+        if len(shards) == 1
+        else [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    )
+    for file, keys in zip(files, shards):
+        save_file({key: _to_disk(key, leaves[key], dtype) for key in keys}, folder / file)
+    if len(shards) > 1:
+        weight_map = {key: file for file, keys in zip(files, shards) for key in keys}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _to_disk(key: str, leaf: jax.Array, dtype: np.dtype) -> np.ndarray:
+    array = np.asarray(jax.device_get(leaf))
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return np.ascontiguousarray(array) if array.ndim else array
+    with np.errstate(over="ignore"):
+        array = np.array(array, dtype, order="C")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{key}: holds values that are not finite as {dtype.name}")
+    return array

@@ -1,0 +1,17 @@
+"""Strictness for every test: shapes and dtypes of public functions are checked, silent promotion is an error."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from jaxtyping import install_import_hook
+
+# Before any import of mi_jax: its annotations become checks, in tests only.
+install_import_hook("mi_jax", "beartype.beartype")
+
+import jax  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")

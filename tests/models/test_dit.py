@@ -1,0 +1,320 @@
+"""The denoiser: parity with diffusers' HunyuanVideo, and the laws of the portrait and audio conditions."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import HunyuanVideoTransformer3DModel
+from flax import nnx
+
+from mi_jax.conditions import Conditions
+from mi_jax.models.audio_encoder import AudioEncoderConfig
+from mi_jax.models.dit import DiT, DiTConfig
+
+SMALL = DiTConfig(width=48, heads=2, double_depth=2, single_depth=4, text_dim=20, pooled_dim=12, rope_axes=(4, 10, 10))
+TALKING = dataclasses.replace(
+    SMALL, image_to_video=True, audio=AudioEncoderConfig(input_dim=8, layers=2, width=16, heads=2, depth=1)
+)
+
+
+def randomise(module: nnx.Module, seed: int = 0, scale: float = 0.15) -> nnx.Module:
+    """Every leaf random: zero-initialised gates would hide most of the network."""
+    graphdef, state = nnx.split(module)
+    leaves, tree = jax.tree.flatten(state)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    leaves = [scale * jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves)]
+    return nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
+
+
+def conditions(config: DiTConfig, seed: int = 0, b: int = 2, s: int = 1, t: int = 3, h: int = 4, w: int = 6) -> Conditions:
+    keys = iter(jax.random.split(jax.random.key(seed), 16))
+    normal = lambda *shape: jax.random.normal(next(keys), shape)  # noqa: E731
+    parts = {
+        "text_tokens": normal(b, 5, config.text_dim),
+        "text_mask": jnp.arange(5)[None] < jnp.asarray([[3], [5]])[:b],
+        "text_pooled": normal(b, config.pooled_dim),
+    }
+    if config.guidance_embedding:
+        parts["guidance"] = jnp.full((b,), 1.0)  # at 6.0 two f32 tables of the angle 6000 rad differ by 4e-4
+    if config.image_to_video:
+        parts |= {
+            "image_tokens": normal(b, 2, config.text_dim),
+            "image_mask": jnp.ones((b, 2), bool),
+            "portrait": normal(b, h, w, config.latent_channels),
+            "is_start": jnp.ones((b,)),
+        }
+    if config.audio:
+        parts |= {
+            "audio": normal(b, s, t, config.audio.tokens, config.audio.width),
+            "face_mask": jnp.ones((b, s, h, w)),
+        }
+    return Conditions(**parts)
+
+
+def latents_and_sigma(config: DiTConfig, b: int = 2, t: int = 3, h: int = 4, w: int = 6):
+    return jax.random.normal(jax.random.key(9), (b, t, h, w, config.latent_channels)), jnp.asarray([0.9, 0.3])[:b]
+
+
+# --- parity --------------------------------------------------------------------------------------------------------
+
+
+def _reference(config: DiTConfig, seed: int) -> HunyuanVideoTransformer3DModel:
+    torch.manual_seed(seed)
+    model = HunyuanVideoTransformer3DModel(
+        in_channels=config.in_channels,
+        out_channels=config.latent_channels,
+        num_attention_heads=config.heads,
+        attention_head_dim=config.head_dim,
+        num_layers=config.double_depth,
+        num_single_layers=config.single_depth,
+        num_refiner_layers=config.refiner_depth,
+        patch_size=2,
+        patch_size_t=1,
+        guidance_embeds=config.guidance_embedding,
+        text_embed_dim=config.text_dim,
+        pooled_projection_dim=config.pooled_dim,
+        rope_axes_dim=config.rope_axes,
+    ).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(0, 0.1)
+    return model
+
+
+def _from_reference(config: DiTConfig, model: HunyuanVideoTransformer3DModel) -> DiT:
+    """Our tree filled from diffusers' names."""
+    torch_state = {name: p.detach().numpy() for name, p in model.named_parameters()}
+
+    def dense(*names: str, flip: bool = False) -> dict:
+        kernel = np.concatenate([torch_state[f"{n}.weight"].reshape(torch_state[f"{n}.weight"].shape[0], -1).T for n in names], 1)
+        bias = np.concatenate([torch_state[f"{n}.bias"] for n in names])
+        if flip:  # diffusers' last modulation is (scale, shift)
+            kernel, bias = (np.concatenate(np.split(x, 2, axis=-1)[::-1], axis=-1) for x in (kernel, bias))
+        return {"kernel": kernel, "bias": bias}
+
+    def embedder(name: str) -> dict:
+        return {"fc1": dense(f"{name}.linear_1"), "fc2": dense(f"{name}.linear_2")}
+
+    def norm(name: str) -> dict:
+        return {"scale": torch_state[f"{name}.weight"], "bias": torch_state[f"{name}.bias"]}
+
+    def qkv(attn: str, q: str, k: str, v: str, q_norm: str, k_norm: str) -> dict:
+        return {
+            "proj": dense(*(f"{attn}.{n}" for n in (q, k, v))),
+            "q_norm": {"scale": torch_state[f"{attn}.{q_norm}.weight"]},
+            "k_norm": {"scale": torch_state[f"{attn}.{k_norm}.weight"]},
+        }
+
+    def mlp(name: str) -> dict:
+        return {"fc1": dense(f"{name}.net.0.proj"), "fc2": dense(f"{name}.net.2")}
+
+    def double(i: int) -> dict:
+        p = f"transformer_blocks.{i}"
+        video = {
+            "modulation": {"linear": dense(f"{p}.norm1.linear")},
+            "qkv": qkv(f"{p}.attn", "to_q", "to_k", "to_v", "norm_q", "norm_k"),
+            "out": dense(f"{p}.attn.to_out.0"),
+            "mlp": mlp(f"{p}.ff"),
+        }
+        text = {
+            "modulation": {"linear": dense(f"{p}.norm1_context.linear")},
+            "qkv": qkv(f"{p}.attn", "add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k"),
+            "out": dense(f"{p}.attn.to_add_out"),
+            "mlp": mlp(f"{p}.ff_context"),
+        }
+        return {"block": {"video": video, "text": text}}
+
+    def single(i: int) -> dict:
+        p = f"single_transformer_blocks.{i}"
+        return {
+            "modulation": {"linear": dense(f"{p}.norm.linear")},
+            "qkv": qkv(f"{p}.attn", "to_q", "to_k", "to_v", "norm_q", "norm_k"),
+            "mlp_in": dense(f"{p}.proj_mlp"),
+            "out": dense(f"{p}.proj_out"),
+        }
+
+    def refiner(i: int) -> dict:
+        p = f"context_embedder.token_refiner.refiner_blocks.{i}"
+        return {
+            "norm1": norm(f"{p}.norm1"),
+            "qkv": dense(f"{p}.attn.to_q", f"{p}.attn.to_k", f"{p}.attn.to_v"),
+            "out": dense(f"{p}.attn.to_out.0"),
+            "norm2": norm(f"{p}.norm2"),
+            "mlp": mlp(f"{p}.ff"),
+            "gates": {"linear": dense(f"{p}.norm_out.linear")},
+        }
+
+    def stack(blocks: list[dict]) -> dict:
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)
+
+    tree = {
+        "image_in": dense("x_embedder.proj"),
+        "time_in": embedder("time_text_embed.timestep_embedder"),
+        "pooled_in": embedder("time_text_embed.text_embedder"),
+        "text_in": {
+            "embed": dense("context_embedder.proj_in"),
+            "time": embedder("context_embedder.time_text_embed.timestep_embedder"),
+            "mean": embedder("context_embedder.time_text_embed.text_embedder"),
+            "blocks": stack([refiner(i) for i in range(config.refiner_depth)]),
+        },
+        "double": stack([double(i) for i in range(config.double_depth)]),
+        "single": stack([{"first": single(2 * i), "second": single(2 * i + 1)} for i in range(config.single_depth // 2)]),
+        "final": {"modulation": {"linear": dense("norm_out.linear", flip=True)}, "out": dense("proj_out")},
+    }
+    if config.guidance_embedding:
+        tree["guidance_in"] = embedder("time_text_embed.guidance_embedder")
+    graphdef, state = nnx.split(DiT(config, rngs=nnx.Rngs(0)))
+    pure = nnx.to_pure_dict(state)
+    assert jax.tree.map(np.shape, tree) == jax.tree.map(np.shape, pure)
+    nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, tree))
+    return nnx.merge(graphdef, state)
+
+
+@pytest.mark.parametrize("guidance", [False, True])
+@pytest.mark.parametrize(("t", "h", "w"), [(1, 4, 4), (3, 4, 10)])
+def test_velocity_equals_diffusers(guidance, t, h, w):
+    config = dataclasses.replace(SMALL, guidance_embedding=guidance)
+    reference = _reference(config, seed=t)
+    ours = _from_reference(config, reference)
+    told = conditions(config, seed=t)
+    x, sigma = latents_and_sigma(config, t=t, h=h, w=w)
+    as_torch = lambda a: torch.from_numpy(np.array(a))  # noqa: E731
+    with torch.no_grad():
+        expected = reference(
+            hidden_states=as_torch(jnp.moveaxis(x, -1, 1)),
+            timestep=as_torch(1000 * sigma),
+            encoder_hidden_states=as_torch(told.text_tokens),
+            encoder_attention_mask=as_torch(told.text_mask),
+            pooled_projections=as_torch(told.text_pooled),
+            guidance=as_torch(1000 * told.guidance) if guidance else None,
+        ).sample.numpy()
+    got = np.moveaxis(np.asarray(ours(x, sigma, told)), -1, 1)
+    assert np.linalg.norm(got - expected) / np.linalg.norm(expected) < 1e-5
+
+
+# --- sizes ---------------------------------------------------------------------------------------------------------
+
+
+def _count(config: DiTConfig) -> int:
+    state = nnx.state(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))))
+    return sum(leaf.size for leaf in jax.tree.leaves(state))
+
+
+def test_parameter_counts():
+    assert _count(DiTConfig.hunyuan_video()) == 12_821_012_544
+    assert _count(DiTConfig.magic_infinite_13b(audio=False)) == 12_810_991_680
+    assert _count(DiTConfig.puppet()) < 7_000_000
+
+
+# --- laws ----------------------------------------------------------------------------------------------------------
+
+
+def test_fresh_image_and_audio_inputs_leave_the_base_unchanged():
+    """Zero-initialised image channels and audio outputs: a base model extended to MagicInfinite computes the same."""
+    base = randomise(DiT(SMALL, rngs=nnx.Rngs(0)))
+    extended = DiT(TALKING, rngs=nnx.Rngs(1))
+    old, new = nnx.to_pure_dict(nnx.state(base)), nnx.to_pure_dict(nnx.state(extended))
+    assert not np.asarray(new["image_in"]["kernel"][old["image_in"]["kernel"].shape[0] :]).any()
+    kernel = jnp.zeros_like(new["image_in"]["kernel"]).at[: old["image_in"]["kernel"].shape[0]].set(old["image_in"]["kernel"])
+    audio = {part: new[part]["audio"] for part in ("double", "single")}
+    merged = new | old | {"image_in": {"kernel": kernel, "bias": old["image_in"]["bias"]}, "audio_in": new["audio_in"]}
+    merged |= {part: old[part] | {"audio": audio[part]} for part in audio}
+    nnx.update(extended, merged)
+    x, sigma = latents_and_sigma(TALKING)
+    told = conditions(TALKING)
+    plain = dataclasses.replace(told, image_tokens=None, image_mask=None, portrait=None, is_start=None, audio=None, face_mask=None)
+    with_images = dataclasses.replace(plain, image_tokens=told.image_tokens, image_mask=told.image_mask)
+    expected = base(x, sigma, with_images)
+    np.testing.assert_allclose(extended(x, sigma, told), expected, rtol=1e-5, atol=1e-5)
+    assert np.abs(np.asarray(expected)).max() > 0.1
+
+
+@pytest.fixture(scope="module")
+def talking() -> DiT:
+    return randomise(DiT(TALKING, rngs=nnx.Rngs(0)))
+
+
+def test_audio_adds_exactly_zero_outside_every_mask(talking):
+    """Paper Eq. 2: per body, a video token outside all masks keeps its value to the bit."""
+    audio = jax.tree.map(lambda leaf: leaf[0], talking.double.audio)
+    t, n = 3, 6
+    video = jax.random.normal(jax.random.key(0), (2, t * n, TALKING.width))
+    tokens = jax.random.normal(jax.random.key(1), (2, 2, t, 4, TALKING.audio.width))
+    mask = jnp.zeros((2, 2, t * n)).at[:, 0, ::4].set(1.0).at[:, 1, 1::4].set(0.5)
+    out = audio(video, tokens, mask)
+    outside = np.asarray(mask.sum(1) == 0)
+    assert (np.asarray(out)[outside] == np.asarray(video)[outside]).all()
+    assert (np.abs(np.asarray(out - video))[~outside].max(-1) > 1e-3).all()
+
+
+def test_no_audio_is_mask_zero(talking):
+    x, sigma = latents_and_sigma(TALKING)
+    told = conditions(TALKING)
+    np.testing.assert_array_equal(
+        talking(x, sigma, told.drop(audio=True)), talking(x, sigma, dataclasses.replace(told, audio=None))
+    )
+    assert np.abs(np.asarray(talking(x, sigma, told) - talking(x, sigma, told.drop(audio=True)))).max() > 1e-3
+
+
+def test_frames_hear_only_their_own_audio(talking):
+    audio = jax.tree.map(lambda leaf: leaf[0], talking.single.audio)
+    t, n = 3, 6
+    video = jax.random.normal(jax.random.key(0), (1, t * n, TALKING.width))
+    tokens = jax.random.normal(jax.random.key(1), (1, 1, t, 4, TALKING.audio.width))
+    mask = jnp.ones((1, 1, t * n))
+    changed = np.abs(np.asarray(audio(video, tokens, mask) - audio(video, tokens.at[:, :, 1].add(1.0), mask)))
+    per_frame = changed.reshape(t, -1).max(1)
+    assert per_frame[0] == 0
+    assert per_frame[2] == 0
+    assert per_frame[1] > 1e-3
+
+
+def test_speakers_add_up_in_any_order(talking):
+    x, sigma = latents_and_sigma(TALKING)
+    told = conditions(TALKING, s=2)
+    left = jnp.zeros((2, 2, 4, 6)).at[:, 0, :, :3].set(1.0).at[:, 1, :, 3:].set(1.0)
+    told = dataclasses.replace(told, face_mask=left)
+    swapped = dataclasses.replace(told, face_mask=left[:, ::-1], audio=told.audio[:, ::-1])
+    np.testing.assert_allclose(talking(x, sigma, told), talking(x, sigma, swapped), rtol=1e-5, atol=1e-5)
+
+
+def test_padded_text_has_no_effect(talking):
+    x, sigma = latents_and_sigma(TALKING)
+    told = conditions(TALKING)
+    other = jnp.where(told.text_mask[:, :, None], told.text_tokens, 7.0)
+    got = talking(x, sigma, dataclasses.replace(told, text_tokens=other))
+    np.testing.assert_allclose(got, talking(x, sigma, told), rtol=1e-5, atol=1e-5)
+
+
+def test_dropped_text_and_image_carry_nothing(talking):
+    """With text and image dropped, no value of theirs reaches the velocity."""
+    x, sigma = latents_and_sigma(TALKING)
+    one, two = (conditions(TALKING, seed=s).drop(text=True, image=True) for s in (0, 1))
+    two = dataclasses.replace(two, audio=one.audio, face_mask=one.face_mask)
+    np.testing.assert_allclose(talking(x, sigma, one), talking(x, sigma, two), rtol=1e-5, atol=1e-5)
+
+
+def test_scan_equals_unrolled(talking):
+    """The scans over depth compute what a loop over the blocks does."""
+    x, sigma = latents_and_sigma(TALKING)
+    told = conditions(TALKING)
+    scanned = talking(x, sigma, told)
+    with jax.disable_jit():  # lax.scan runs as a Python loop
+        unrolled = talking(x, sigma, told)
+    np.testing.assert_allclose(scanned, unrolled, rtol=1e-4, atol=1e-5)
+
+
+def test_remat_changes_no_gradient():
+    x, sigma = latents_and_sigma(TALKING)
+    told = conditions(TALKING)
+    grads = []
+    for remat in (False, True):
+        model = randomise(DiT(dataclasses.replace(TALKING, remat=remat), rngs=nnx.Rngs(0)))
+        graphdef, state = nnx.split(model)
+        loss = lambda state, graphdef=graphdef: jnp.mean(nnx.merge(graphdef, state)(x, sigma, told) ** 2)  # noqa: E731
+        grads.append(jax.tree.leaves(jax.jit(jax.grad(loss))(state)))
+    for a, b in zip(*grads):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)

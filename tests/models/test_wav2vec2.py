@@ -1,0 +1,224 @@
+"""wav2vec2 against the PyTorch reference, and the laws of its use on long audio."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+
+from mi_jax.models.wav2vec2 import (
+    Wav2Vec2,
+    Wav2Vec2Config,
+    first_conv_moments,
+    hidden_states,
+    normalise,
+)
+
+TINY = Wav2Vec2Config(
+    conv_dim=16, width=32, num_layers=3, num_heads=4, mlp_width=64, position_kernel=8, position_groups=4
+)
+
+
+def reference_config(config: Wav2Vec2Config) -> transformers.Wav2Vec2Config:
+    return transformers.Wav2Vec2Config(
+        hidden_size=config.width,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        intermediate_size=config.mlp_width,
+        conv_dim=(config.conv_dim,) * len(config.conv_kernels),
+        num_conv_pos_embeddings=config.position_kernel,
+        num_conv_pos_embedding_groups=config.position_groups,
+    )
+
+
+def load_reference(model: Wav2Vec2, reference: torch.nn.Module) -> None:
+    """Copies every weight of the PyTorch model; fails on a shape that differs."""
+    tensors = {name: tensor.detach().numpy() for name, tensor in reference.state_dict().items()}
+
+    def put(parameter: nnx.Param, array: np.ndarray) -> None:
+        assert parameter.shape == array.shape, (parameter.shape, array.shape)
+        parameter.set_value(jnp.asarray(array))
+
+    def put_linear(linear: nnx.Linear, name: str) -> None:
+        put(linear.kernel, tensors[f"{name}.weight"].T)
+        put(linear.bias, tensors[f"{name}.bias"])
+
+    def put_norm(norm: nnx.Module, name: str) -> None:
+        put(norm.scale, tensors[f"{name}.weight"])
+        put(norm.bias, tensors[f"{name}.bias"])
+
+    for i, conv in enumerate(model.convs):
+        put(conv.kernel, tensors[f"feature_extractor.conv_layers.{i}.conv.weight"].transpose(2, 1, 0))
+    put_norm(model.channel_norm, "feature_extractor.conv_layers.0.layer_norm")
+    put_norm(model.projection_norm, "feature_projection.layer_norm")
+    put_linear(model.projection, "feature_projection.projection")
+    g = tensors["encoder.pos_conv_embed.conv.parametrizations.weight.original0"]
+    v = tensors["encoder.pos_conv_embed.conv.parametrizations.weight.original1"]
+    put(model.position.kernel, (g * v / np.sqrt((v**2).sum((0, 1), keepdims=True))).transpose(2, 1, 0))
+    put(model.position.bias, tensors["encoder.pos_conv_embed.conv.bias"])
+    put_norm(model.encoder_norm, "encoder.layer_norm")
+
+    def stacked(name: str) -> np.ndarray:
+        return np.stack([tensors[f"encoder.layers.{i}.{name}"] for i in range(model.config.num_layers)])
+
+    layers = model.layers
+    for linear, name in (
+        (layers.query, "attention.q_proj"),
+        (layers.key, "attention.k_proj"),
+        (layers.value, "attention.v_proj"),
+        (layers.out, "attention.out_proj"),
+        (layers.mlp_in, "feed_forward.intermediate_dense"),
+        (layers.mlp_out, "feed_forward.output_dense"),
+    ):
+        put(linear.kernel, stacked(f"{name}.weight").transpose(0, 2, 1))
+        put(linear.bias, stacked(f"{name}.bias"))
+    for norm, name in ((layers.attention_norm, "layer_norm"), (layers.mlp_norm, "final_layer_norm")):
+        put(norm.scale, stacked(f"{name}.weight"))
+        put(norm.bias, stacked(f"{name}.bias"))
+
+
+@jax.jit
+def encode(model: Wav2Vec2, waveform: jax.Array) -> jax.Array:
+    return model(waveform)
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[Wav2Vec2, transformers.Wav2Vec2Model]:
+    torch.manual_seed(0)
+    reference = transformers.Wav2Vec2Model(reference_config(TINY)).eval()
+    with torch.no_grad():
+        for parameter in reference.parameters():  # default norms and biases are 1 and 0, and would hide a mix-up
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model = jax.jit(lambda key: Wav2Vec2(TINY, rngs=nnx.Rngs(key)))(jax.random.key(0))
+    load_reference(model, reference)
+    return model, reference
+
+
+@pytest.fixture(scope="module")
+def voice() -> np.ndarray:
+    """12 s that sound like nothing but vary in pitch and loudness as speech does, with a pause from 5 to 7 s."""
+    rng = np.random.default_rng(0)
+    time = np.arange(12 * 16_000) / 16_000
+    tone = np.sin(2 * np.pi * (150 * time + 8 * np.sin(2 * np.pi * 0.7 * time)))
+    loudness = np.abs(np.sin(2 * np.pi * 1.3 * time)) * ((time < 5) | (time > 7))
+    return ((tone + 0.5 * rng.standard_normal(len(time))) * loudness * 0.1).astype(np.float32)
+
+
+@pytest.mark.parametrize("num_samples", [400, 719, 720, 5_001, 16_333])
+def test_all_hidden_states_equal_the_reference(pair, num_samples):
+    model, reference = pair
+    waveform = np.random.default_rng(num_samples).standard_normal((2, num_samples)).astype(np.float32)
+    with torch.no_grad():
+        expected = reference(torch.from_numpy(waveform), output_hidden_states=True).hidden_states
+    expected = np.stack([state.numpy() for state in expected], axis=2)
+    states = np.asarray(encode(model, jnp.asarray(waveform)))
+    assert states.shape == expected.shape == (2, TINY.num_steps(num_samples), TINY.num_hidden_states, TINY.width)
+    for layer in range(TINY.num_hidden_states):
+        error = np.linalg.norm(states[:, :, layer] - expected[:, :, layer]) / np.linalg.norm(expected[:, :, layer])
+        assert error <= 1e-5, (layer, error)
+
+
+def test_base_has_the_parameters_of_wav2vec2_base():
+    model = jax.eval_shape(lambda: Wav2Vec2(Wav2Vec2Config.base(), rngs=nnx.Rngs(0)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    with torch.device("meta"):
+        reference = transformers.Wav2Vec2Model(transformers.Wav2Vec2Config())
+    expected = sum(parameter.numel() for parameter in reference.parameters())
+    assert expected == 94_371_712
+    # Not ours: the 768 of the embedding that masks steps in pretraining, and the 128 gains folded into the positional
+    # kernel.
+    assert count == expected - 768 - 128
+    assert Wav2Vec2Config.base().hop == 320
+    assert Wav2Vec2Config.base().receptive_field == 400
+
+
+def test_puppet_is_small():
+    model = jax.eval_shape(lambda: Wav2Vec2(Wav2Vec2Config.puppet(), rngs=nnx.Rngs(0)))
+    assert 800_000 <= sum(leaf.size for leaf in jax.tree.leaves(model)) <= 1_000_000
+
+
+def test_normalise_equals_the_feature_extractor(voice):
+    extractor = transformers.Wav2Vec2FeatureExtractor()
+    for waveform in (voice + np.float32(0.3), voice * np.float32(1e-3)):
+        expected = extractor(waveform, sampling_rate=16_000, return_tensors="np").input_values[0]
+        np.testing.assert_allclose(normalise(waveform), expected, atol=2e-5)
+        np.testing.assert_allclose(normalise(jnp.asarray(waveform)), expected, atol=2e-5)
+    assert not np.any(normalise(np.zeros(1000, np.float32)))
+
+
+@pytest.mark.parametrize("num_samples", [1, 639, 640, 10_000, 12_800, 13_500])
+def test_a_video_frame_owns_two_steps(pair, voice, num_samples):
+    """20 frames are 40 steps whatever the length; sound past the last step's 25 ms is cut, missing sound is silence."""
+    model, _ = pair
+    waveform = voice[:num_samples]
+    states = hidden_states(model, waveform, 20)
+    assert states.shape == (40, TINY.num_hidden_states, TINY.width)
+    expected = np.zeros(320 * 39 + 400, np.float32)
+    expected[:num_samples] = normalise(waveform)[: len(expected)]
+    np.testing.assert_allclose(states, encode(model, jnp.asarray(expected)[None])[0], atol=1e-5)
+
+
+def test_step_n_sees_the_sound_of_its_own_25_ms(pair):
+    """Before the positional convolution, a change of samples [20n, 20n + 5) ms touches steps n - 1 and n alone."""
+    model, _ = pair
+    moments = (jnp.zeros(TINY.conv_dim), jnp.ones(TINY.conv_dim))
+
+    @jax.jit
+    def features(waveform):
+        x = jax.nn.gelu(model.channel_norm(model.convs[0](waveform[None, :, None]), moments))
+        for conv in model.convs[1:]:
+            x = jax.nn.gelu(conv(x))
+        return x[0]
+
+    waveform = np.random.default_rng(1).standard_normal(TINY.num_samples(30)).astype(np.float32)
+    changed = waveform.copy()
+    changed[320 * 12 : 320 * 12 + 80] += 1
+    touched = np.flatnonzero(np.any(features(waveform) != features(changed), axis=-1))
+    assert touched.tolist() == [11, 12]
+    changed = waveform.copy()
+    changed[320 * 12 + 80 : 320 * 13] += 1
+    assert np.flatnonzero(np.any(features(waveform) != features(changed), axis=-1)).tolist() == [12]
+
+
+def test_moments_from_the_signal_equal_those_of_the_convolution(pair, voice):
+    model, _ = pair
+    waveform = normalise(voice)
+    output = np.asarray(model.convs[0](jnp.asarray(waveform)[None, :, None]), np.float64)[0]
+    mean, variance = first_conv_moments(model, waveform)
+    np.testing.assert_allclose(mean, output.mean(0), atol=1e-6)
+    np.testing.assert_allclose(variance, output.var(0), rtol=1e-5)
+
+
+def test_chunks_equal_the_whole_where_attention_is_local(pair, voice):
+    """With attention's output off a step depends on 8 steps of positional kernel alone: chunks are exact, pause and
+    all."""
+    model, _ = pair
+    local = nnx.clone(model)
+    local.layers.out.kernel.set_value(jnp.zeros_like(local.layers.out.kernel[...]))
+    whole = hidden_states(local, voice, 300)
+    for chunk_seconds, context_seconds in ((4.0, 0.5), (3.14, 0.2)):
+        chunked = hidden_states(local, voice, 300, chunk_seconds=chunk_seconds, context_seconds=context_seconds)
+        np.testing.assert_allclose(chunked, whole, atol=2e-5)
+
+
+def test_chunks_are_close_to_the_whole_with_attention(pair, voice):
+    """Attention in a random model spreads over all it sees, the worst case; state 0 (before attention) stays exact."""
+    model, _ = pair
+    whole = hidden_states(model, voice, 300)
+    chunked = hidden_states(model, voice, 300, chunk_seconds=6.0, context_seconds=1.0)
+    np.testing.assert_allclose(chunked[:, 0], whole[:, 0], atol=2e-5)
+    error = np.linalg.norm(chunked[:, -1] - whole[:, -1]) / np.linalg.norm(whole[:, -1])
+    assert 0 < error <= 0.05
+
+
+def test_chunks_must_hold_more_than_their_context(pair, voice):
+    with pytest.raises(ValueError, match="twice context_seconds"):
+        hidden_states(pair[0], voice, 300, chunk_seconds=2.0, context_seconds=1.0)
+
+
+def test_there_must_be_sound_and_a_frame(pair, voice):
+    for waveform, frames in ((voice[:0], 5), (voice, 0)):
+        with pytest.raises(ValueError, match="cannot give"):
+            hidden_states(pair[0], waveform, frames)

@@ -1,0 +1,264 @@
+"""From files to frames, on an untrained avatar: lengths, seeds, masks, what is heard, and what is refused."""
+
+import dataclasses
+import logging
+from operator import attrgetter
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+from tiny_avatar import make_avatar, portrait, tiny_config, voice
+
+import mi_jax
+from mi_jax.data import faces, media
+from mi_jax.errors import InputError
+from mi_jax.mesh import make_mesh
+from mi_jax.models.audio_encoder import audio_windows
+from mi_jax.models.wav2vec2 import hidden_states
+from mi_jax.sample import avatar as avatar_module
+from mi_jax.sample.avatar import Avatar, Speaker, find_model, load, mix, num_frames, save_video
+
+SECONDS = 0.5  # every test animates the same 12 frames in 4 latent frames, compiled once
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_detector():
+    """Whether a face detector is at hand must not decide a test."""
+
+    def unavailable(*_):
+        raise faces.DetectorUnavailable("no detector here")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faces, "detect_faces", unavailable)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("avatar") / "model"
+    make_avatar().save(folder, dtype=np.float32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def avatar(folder) -> Avatar:
+    return load(folder)
+
+
+def animate(avatar: Avatar, **changes) -> np.ndarray:
+    call = {
+        "portrait": portrait(),
+        "speakers": [Speaker(voice(SECONDS))],
+        "prompt": "She is happy.",
+        "guidance_audio": 1.0,
+    }
+    return avatar.animate(**(call | changes))
+
+
+def test_frames_seed_and_every_input_decide_the_video(avatar):
+    video = animate(avatar)
+    assert video.shape == (12, 32, 32, 3)  # 12.5 rounds to even
+    assert video.dtype == np.uint8
+    np.testing.assert_array_equal(animate(avatar), video)
+    changes = [
+        {"seed": 1},
+        {"portrait": portrait(seed=1)},
+        {"speakers": [Speaker(voice(SECONDS, seed=1))]},
+        {"prompt": "He is sad."},
+        {"steps": 3},
+        {"guidance_audio": 2.0},
+    ]
+    for change in changes:
+        assert (animate(avatar, **change) != video).mean() > 0.01, change
+
+
+def test_every_kind_of_input_means_the_same(avatar, tmp_path):
+    video = animate(avatar)
+    media.write_image(tmp_path / "portrait.png", portrait())
+    encoded = (voice(SECONDS) * 32767).round() / 32767
+    media.write_audio(tmp_path / "speech.wav", encoded.astype(np.float32))
+    mask = np.ones(portrait().shape[:2], bool)
+    media.write_image(tmp_path / "mask.png", mask.astype(np.uint8) * 255)
+    files = Speaker(tmp_path / "speech.wav", tmp_path / "mask.png")
+    from_files = animate(avatar, portrait=tmp_path / "portrait.png", speakers=[files])
+    assert np.abs(from_files.astype(int) - video).max() <= 3  # 16-bit sound
+    np.testing.assert_array_equal(animate(avatar, portrait=Image.fromarray(portrait())), video)
+    np.testing.assert_array_equal(animate(avatar, speakers=[Speaker(voice(SECONDS), mask)]), video)
+
+
+def test_progress_counts_the_steps(avatar):
+    seen = []
+    animate(avatar, steps=3, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(("seconds", "frames"), [(0.001, 1), (0.5, 12), (1.0, 25), (1.19, 30), (61.24, 1531)])
+def test_frames_are_25_a_second(seconds, frames):
+    assert num_frames(seconds) == frames
+
+
+def test_longest_voice_decides_and_seconds_override(avatar):
+    both = [Speaker(voice(0.2), np.eye(40, 48, dtype=bool)), Speaker(voice(SECONDS), np.ones((40, 48), bool))]
+    assert len(animate(avatar, speakers=both)) == 12
+    cut = animate(avatar, speakers=[Speaker(voice(2.0))], seconds=SECONDS)
+    np.testing.assert_array_equal(cut, animate(avatar, speakers=[Speaker(voice(2.0)[:8000])]))
+
+
+def test_conditions_of_two_speakers(avatar):
+    masks = np.zeros((2, 40, 48), bool)
+    masks[0, 19:21, 4:6], masks[1, :, 28:] = True, True  # of the crop [4:44] that is scaled to 32x32
+    voices = [voice(0.2, seed=3), voice(SECONDS)]
+    told = avatar.conditions(portrait(), masks, voices, "She nods.", latent_frames=4)
+    assert told.audio.shape[:3] == (1, 2, 4)
+    assert told.face_mask.shape == (1, 2, 4, 4)
+    expected = np.zeros((4, 4))
+    expected[1:3, 0] = 1  # two pixels across the border of two latent rows mark both
+    np.testing.assert_array_equal(told.face_mask[0, 0], expected)
+    np.testing.assert_array_equal(told.face_mask[0, 1], np.broadcast_to([0, 0, 1, 1], (4, 4)))
+    for i, samples in enumerate(voices):
+        windows = audio_windows(hidden_states(avatar.encoders.wav2vec2, samples, 13))
+        np.testing.assert_allclose(told.audio[:, i], avatar.dit.encode_audio(windows[None, None])[:, 0], atol=1e-5)
+    assert float(told.is_start[0]) == 1
+    assert bool(told.image_mask.all())
+
+
+def test_a_speaker_moves_only_what_its_mask_marks(avatar):
+    """With a mask that marks nothing on the latent grid, the voice is without effect; `Conditions.drop` says the same."""
+    masks = np.ones((1, 40, 48), bool)
+    told = avatar.conditions(portrait(), masks, [voice(SECONDS)], "", latent_frames=4)
+    deaf = dataclasses.replace(told, face_mask=told.face_mask * 0)
+    other = avatar.conditions(portrait(), masks, [voice(SECONDS, seed=5)], "", latent_frames=4)
+    other = dataclasses.replace(other, face_mask=other.face_mask * 0)
+    options = {"seed": 0, "steps": 2, "window": 33, "overlap": 8, "weights": {"audio": 1.0}}
+    np.testing.assert_array_equal(avatar.denoise(deaf, **options), avatar.denoise(other, **options))
+    assert np.abs(avatar.denoise(told, **options) - avatar.denoise(deaf, **options)).max() > 1e-3
+
+
+def test_audio_in_chunks_is_audio_at_once(avatar, monkeypatch):
+    hidden = hidden_states(avatar.encoders.wav2vec2, voice(1.96), 49)[None]
+    whole = avatar.audio_tokens(hidden)
+    assert whole.shape[:2] == (1, 13)
+    for chunk in (1, 4, 5):
+        monkeypatch.setattr(avatar_module, "AUDIO_CHUNK", chunk)
+        np.testing.assert_allclose(avatar.audio_tokens(hidden), whole, atol=1e-5)
+
+
+def test_sizes_that_do_not_divide_are_padded_and_cropped():
+    config = tiny_config(height=30, width=40)
+    assert config.padded_size == (32, 48)
+    avatar = dataclasses.replace(make_avatar(), config=config)
+    latents = np.random.default_rng(0).normal(size=(2, 4, 6, 4)).astype(np.float32)
+    video = avatar.decode(latents)
+    assert video.shape == (5, 30, 40, 3)
+    whole = dataclasses.replace(avatar, config=tiny_config(height=32, width=48)).decode(latents)
+    np.testing.assert_array_equal(video, whole[:, 1:31, 4:44])
+
+
+def test_saved_and_loaded_it_is_the_same_avatar(avatar):
+    made = make_avatar()
+    assert avatar.config == made.config
+    for part in ("dit", "encoders.vae", "encoders.wav2vec2", "encoders.mllm"):
+        ours, theirs = (nnx.to_flat_state(nnx.state(attrgetter(part)(one))) for one in (avatar, made))
+        assert [path for path, _ in ours] == [path for path, _ in theirs]
+        for (path, x), (_, y) in zip(ours, theirs):
+            np.testing.assert_array_equal(x[...], y[...], err_msg=str(path))
+    for x, y in zip(*(one.encoders.prompter.tokenize(["She is sad"], image=True).arrays for one in (avatar, made))):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_eight_devices_make_the_same_video(avatar, folder):
+    spread = load(folder, mesh=make_mesh(data=4, seq=2))
+    kernels = [x for x in jax.tree.leaves(spread.dit) if x.size > 1000]
+    assert all(not x.sharding.is_fully_replicated for x in kernels)
+    difference = np.abs(animate(spread).astype(int) - animate(avatar))
+    assert difference.max() <= 2
+    assert (difference > 0).mean() < 0.05
+
+
+def test_it_says_which_mask_and_what_was_cut(avatar, caplog, tmp_path):
+    caplog.set_level(logging.INFO, logger="mi_jax")
+    animate(avatar, prompt="She is happy . " * 2500)  # 10,000 words
+    assert "face mask: the whole picture (no detector here)" in caplog.text
+    assert "its last 99" in caplog.text
+    caplog.clear()
+    media.write_image(tmp_path / "m.png", np.full((20, 24), 255, np.uint8))
+    animate(avatar, prompt="", speakers=[Speaker(voice(SECONDS), tmp_path / "m.png")])
+    assert "resized from 24x20 to 48x40" in caplog.text
+    assert "prompt" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"speakers": []}, "no voice"),
+        ({"speakers": [Speaker(voice(0.5))] * 2}, "2 voices, but no detector here: give one face mask per voice"),
+        ({"speakers": [Speaker(np.zeros(0, np.float32))]}, "voice 1: sound without a single sample"),
+        ({"speakers": [Speaker(np.full(800, np.nan, np.float32))]}, "voice 1: .*NaN"),
+        ({"speakers": [Speaker(np.zeros((800, 2), np.float32))]}, "voice 1: an array must be float samples"),
+        ({"speakers": [Speaker("nowhere.wav")]}, "nowhere.wav: audio not found"),
+        ({"portrait": np.zeros((4, 4, 3), np.uint8)}, "portrait: 4x4 is too small"),
+        ({"portrait": np.zeros((64, 64), np.uint8)}, r"portrait: an array must be uint8 \[H W 3\]"),
+        ({"portrait": "nowhere.png"}, "nowhere.png: picture not found"),
+        ({"steps": 0}, "steps is 0"),
+        ({"window": 8, "overlap": 8}, "overlap of 8"),
+        ({"overlap": 2}, "overlap of 2"),
+        ({"guidance_audio": float("nan")}, "guidance weights must be finite"),
+        ({"seconds": 0.0}, "video of 0.0 seconds"),
+    ],
+)
+def test_bad_arguments_are_refused_before_the_long_work(avatar, monkeypatch, change, message):
+    monkeypatch.setattr(avatar_module.Avatar, "denoise", lambda *_, **__: pytest.fail("the long work began"))
+    with pytest.raises(InputError, match=message) as caught:
+        animate(avatar, **change)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_and_damaged_models(avatar, tmp_path):
+    with pytest.raises(InputError, match="puppett: no such model; shipped: .*; or give a model folder"):
+        find_model("puppett")
+    with pytest.raises(InputError, match=r"config\.json"):
+        load(tmp_path)
+    avatar.save(tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    for length in (0, 4, 1000, len(whole) // 2, len(whole) - 1):
+        weights.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"model\.safetensors") as caught:
+            load(tmp_path / "model")
+        assert "\n" not in str(caught.value)
+    weights.unlink()
+    with pytest.raises(InputError, match=r"model\.safetensors"):
+        load(tmp_path / "model")
+
+
+def test_saved_video_holds_the_voices_at_the_length_of_the_video(tmp_path):
+    video = np.zeros((25, 32, 32, 3), np.uint8)
+    media.write_audio(tmp_path / "a.wav", voice(2.0))
+    save_video(tmp_path / "a.mp4", video, tmp_path / "a.wav")
+    sound = media.read_audio(tmp_path / "a.mp4")
+    assert len(sound) == 16000
+    assert np.corrcoef(sound, voice(2.0)[:16000])[0, 1] > 0.95
+    save_video(tmp_path / "b.mp4", video, [voice(0.5), tmp_path / "a.wav"])
+    both = voice(2.0)[:16000] + np.pad(voice(0.5), (0, 8000))
+    assert np.corrcoef(media.read_audio(tmp_path / "b.mp4"), both)[0, 1] > 0.95
+    save_video(tmp_path / "c.mp4", video)
+    with pytest.raises(InputError, match="no sound"):
+        media.read_audio(tmp_path / "c.mp4")
+
+
+def test_mixed_voices_never_clip_and_one_is_left_alone():
+    loud = np.full(10, 0.8, np.float32)
+    np.testing.assert_allclose(mix([loud, loud[:4]], 6), [1, 1, 1, 1, 0.5, 0.5])
+    np.testing.assert_array_equal(mix([loud * 2], 12), [*loud * 2, 0, 0])
+
+
+def test_the_public_names():
+    assert mi_jax.load is load
+    assert mi_jax.Speaker is Speaker
+    assert mi_jax.Avatar is Avatar
+    assert mi_jax.save_video is save_video
+    assert {"load", "Avatar", "Conditions", "Speaker", "save_video", "InputError"} <= set(dir(mi_jax))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        mi_jax.nothing  # noqa: B018

@@ -1,0 +1,149 @@
+"""The sampler's laws, on velocities whose answer is known."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mi_jax.conditions import Conditions
+from mi_jax.diffusion import euler_step, sigma_schedule
+from mi_jax.mesh import make_mesh
+from mi_jax.sample.guidance import Guidance
+from mi_jax.sample.sliding_window import sliding_window
+from mi_jax.sample.windows import blend_weights, plan_windows
+
+H, W, C, D = 2, 3, 4, 5
+
+
+def told(length: int, b: int = 1) -> Conditions:
+    rng = np.random.default_rng(1)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    return Conditions(
+        text_tokens=normal(b, 3, D),
+        text_mask=jnp.ones((b, 3), bool),
+        portrait=normal(b, H, W, C),
+        is_start=jnp.ones(b),
+        audio=normal(b, 1, length, 2, D),
+        face_mask=jnp.ones((b, 1, H, W)),
+    )
+
+
+def noise(length: int, b: int = 1, seed: int = 0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(b, length, H, W, C)), jnp.float32)
+
+
+def entangled(latents, sigma, conditions):
+    """Nonlinear, and every frame depends on all frames of its window, on its place in it, and on every condition."""
+    t = latents.shape[1]
+    place = jnp.arange(t, dtype=latents.dtype).reshape(1, t, 1, 1, 1) / 10
+    audio = conditions.audio.mean((1, 3, 4)).reshape(-1, t, 1, 1, 1) * conditions.face_mask.mean()
+    start = conditions.is_start.reshape(-1, 1, 1, 1, 1)
+    text = conditions.text_tokens.mean((1, 2)).reshape(-1, 1, 1, 1, 1)
+    mixed = latents.mean(axis=1, keepdims=True) + conditions.portrait[:, None] * start
+    return jnp.tanh(latents + mixed + place + audio + text) * (1 + sigma.reshape(-1, 1, 1, 1, 1))
+
+
+def frame_by_frame(latents, sigma, conditions):
+    """Depends on a frame's own latents and sound alone, so windows change nothing."""
+    audio = conditions.audio.mean((1, 3, 4)).reshape(*latents.shape[:2], 1, 1, 1)
+    return jnp.sin(2 * latents) + audio
+
+
+@partial(jax.jit, static_argnums=0)
+def plain_euler(velocity, x, sigmas, conditions):
+    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:]):
+        x = euler_step(x, velocity(x, jnp.full(x.shape[0], sigma), conditions), sigma, sigma_next)
+    return x
+
+
+SIGMAS = sigma_schedule(4, 3.0)
+
+
+@pytest.mark.parametrize(("length", "window"), [(9, 9), (7, 9), (1, 9)])
+def test_one_window_that_covers_all_is_plain_euler(length, window):
+    sampled = sliding_window(entangled, noise(length, 2), SIGMAS, told(length, 2), window=window, overlap=3)
+    np.testing.assert_allclose(sampled, plain_euler(entangled, noise(length, 2), SIGMAS, told(length, 2)), atol=1e-6)
+
+
+@pytest.mark.parametrize(("length", "overlap"), [(23, 3), (31, 8)])
+def test_windows_do_not_show_when_frames_are_independent(length, overlap):
+    sampled = sliding_window(frame_by_frame, noise(length), SIGMAS, told(length), window=9, overlap=overlap)
+    np.testing.assert_allclose(sampled, plain_euler(frame_by_frame, noise(length), SIGMAS, told(length)), atol=1e-5)
+
+
+@pytest.mark.parametrize("group", [2, 3, 100])
+def test_the_group_size_changes_nothing(group):
+    sample = lambda group: sliding_window(
+        entangled, noise(31, 2), SIGMAS[:3], told(31, 2), window=9, overlap=4, group=group
+    )
+    one, several = sample(1), sample(group)
+    np.testing.assert_allclose(several, one, atol=1e-6)
+
+
+def test_one_level_is_the_weighted_sum_of_the_windows_each_with_its_own_conditions():
+    length, conditions, x = 20, told(20), noise(20)
+    starts = plan_windows(length, 9, 4)
+    expected = np.zeros(x.shape)
+    for start, weight in zip(starts, blend_weights(starts, 9, length)):
+        u = entangled(x[:, start : start + 9], jnp.full(1, SIGMAS[0]), conditions.window(int(start), 9))
+        expected[:, start : start + 9] += weight.reshape(1, -1, 1, 1, 1) * np.asarray(u)
+    sampled = sliding_window(entangled, x, SIGMAS[:2], conditions, window=9, overlap=4)
+    np.testing.assert_allclose(sampled, x + (SIGMAS[1] - SIGMAS[0]) * expected, atol=1e-5)
+
+
+def test_only_the_first_window_starts_the_video():
+    starts_only = lambda latents, sigma, conditions: (
+        jnp.ones_like(latents) * conditions.is_start.reshape(-1, 1, 1, 1, 1)
+    )
+    moved = sliding_window(starts_only, noise(14), jnp.asarray([1.0, 0.0]), told(14), window=9, overlap=4) - noise(14)
+    ramp = [1] * 5 + [1, 1, 0.5, 0] + [0] * 5  # window 0 fades out over frames 5..8
+    np.testing.assert_allclose(moved[0, :, 0, 0, 0], -np.asarray(ramp), atol=1e-6)
+
+
+def test_gaussian_data_is_sampled_to_its_mean_and_spread():
+    """For data N(m, s^2) the exact velocity is linear in x, and its flow carries noise eps to m + s * eps."""
+    mean, spread = 0.7, 0.3
+
+    def exact(latents, sigma, conditions):
+        sigma = sigma.reshape(-1, 1, 1, 1, 1)
+        variance = (1 - sigma) ** 2 * spread**2 + sigma**2
+        centred = latents - (1 - sigma) * mean
+        return (sigma - (1 - sigma) * spread**2) / variance * centred - mean
+
+    x = noise(40)
+    sampled = jax.jit(lambda x, c: sliding_window(exact, x, sigma_schedule(400, 1.0), c, window=9, overlap=4))(
+        x, told(40)
+    )
+    np.testing.assert_allclose(sampled, mean + spread * x, atol=0.01)
+    point = lambda latents, sigma, conditions: (latents - mean) / sigma.reshape(-1, 1, 1, 1, 1)
+    exactly = sliding_window(point, x, SIGMAS, told(40), window=9, overlap=4)
+    np.testing.assert_allclose(exactly, jnp.full_like(x, mean), atol=1e-5)
+
+
+def test_noise_levels_compose():
+    args = dict(window=9, overlap=4, group=2)
+    whole = sliding_window(entangled, noise(23), SIGMAS, told(23), **args)
+    x = noise(23)
+    for i in range(len(SIGMAS) - 1):
+        x = sliding_window(entangled, x, SIGMAS[i : i + 2], told(23), **args)
+    np.testing.assert_allclose(x, whole, atol=1e-6)
+
+
+def test_it_traces_once_and_a_seed_is_a_video():
+    sample = jax.jit(lambda x, sigmas, c: sliding_window(entangled, x, sigmas, c, window=9, overlap=4))
+    first = sample(noise(23), SIGMAS, told(23))
+    np.testing.assert_array_equal(first, sample(noise(23), SIGMAS, told(23)))
+    assert not np.allclose(first, sample(noise(23, seed=1), SIGMAS, told(23)), atol=0.1)
+    assert sample._cache_size() == 1
+
+
+@pytest.mark.parametrize(("group", "guidance"), [(1, Guidance()), (4, Guidance()), (8, Guidance(audio=2.0, text=1.0))])
+def test_one_device_and_eight_give_the_same_video(guidance, group):
+    velocity = guidance(entangled)
+    sample = lambda x, c: sliding_window(velocity, x, SIGMAS, c, window=9, overlap=4, group=group)
+    alone = jax.jit(sample)(noise(42), told(42))
+    with jax.set_mesh(make_mesh(data=4, seq=2)):
+        spread = jax.jit(sample)(noise(42), told(42))
+    np.testing.assert_allclose(spread, alone, atol=1e-5)

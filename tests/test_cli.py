@@ -1,0 +1,221 @@
+"""The command line: exit codes, one line for every bad input, nothing half-written."""
+
+import shutil
+import subprocess
+import sys
+import wave
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_avatar import make_avatar, portrait, voice
+
+from mi_jax import cli
+from mi_jax.data import faces, media
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "model"
+    make_avatar().save(folder)
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A folder with a portrait and half a second of voice, and no face detector."""
+
+    def unavailable(*_):
+        raise faces.DetectorUnavailable("no detector here")
+
+    monkeypatch.setattr(faces, "detect_faces", unavailable)
+    monkeypatch.chdir(tmp_path)
+    media.write_image("portrait.png", portrait())
+    media.write_audio("speech.wav", voice(0.5))
+    return tmp_path
+
+
+def refused(capsys, *argv: str) -> str:
+    """Runs the command and returns its one line of complaint; checks code 2, no traceback, no new file."""
+    before = sorted(str(path) for path in cli.Path.cwd().rglob("*"))
+    assert cli.main(list(argv)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("mi-jax: error: ")
+    assert sorted(str(path) for path in cli.Path.cwd().rglob("*")) == before
+    return lines[0]
+
+
+def test_animate_writes_a_video_with_the_voice_and_says_what_it_did(files, model, capsys):
+    argv = [
+        "animate",
+        "portrait.png",
+        "speech.wav",
+        "--prompt",
+        "She nods . " * 3000,
+        "--out",
+        "out.mp4",
+        "--steps",
+        "2",
+    ]
+    assert cli.main([*argv, "--model", str(model)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "out.mp4: 0.48 s, 12 frames of 32x32\n"
+    assert "face mask: the whole picture" in captured.err
+    assert "prompt: too long" in captured.err
+    video, rate = media.read_video("out.mp4")
+    assert video.shape == (12, 32, 32, 3)
+    assert rate == 25
+    sound = media.read_audio("out.mp4")
+    assert np.corrcoef(sound, voice(0.5)[: len(sound)])[0, 1] > 0.9
+    assert sorted(path.name for path in files.iterdir()) == ["out.mp4", "portrait.png", "speech.wav"]
+
+
+def test_two_voices_with_masks_of_another_size(files, model, capsys):
+    for name, columns in (("left.png", slice(0, 12)), ("right.png", slice(12, 24))):
+        mask = np.zeros((20, 24), np.uint8)
+        mask[:, columns] = 255
+        media.write_image(name, mask)
+    argv = [
+        "animate",
+        "portrait.png",
+        "speech.wav",
+        "speech.wav",
+        "--mask",
+        "left.png",
+        "right.png",
+        "--out",
+        "out.mp4",
+    ]
+    assert cli.main([*argv, "--model", str(model), "--steps", "1", "--prompt", ""]) == 0
+    assert "left.png resized from 24x20 to 48x40" in capsys.readouterr().err
+
+
+def make_bad_files() -> None:
+    cli.Path("text.txt").write_text("to be, or not to be\n")
+    cli.Path("empty.bin").write_bytes(b"")
+    media.write_audio("nothing.wav", np.zeros(0, np.float32))
+    media.write_video("silent.mp4", np.zeros((2, 32, 32, 3), np.uint8))
+    Image.new("RGB", (1, 1)).save("dot.png")
+    media.write_image("black.png", np.zeros((40, 48), np.uint8))
+    cli.Path("folder.mp4").mkdir()
+    with wave.open("nan.wav", "wb") as file:  # a WAV of 32-bit integers, then told to be float: its samples are NaN
+        file.setparams((1, 4, 16000, 0, "NONE", ""))
+        file.writeframes(np.full(800, np.nan, np.float32).tobytes())
+    data = bytearray(cli.Path("nan.wav").read_bytes())
+    data[20:22] = (3).to_bytes(2, "little")
+    cli.Path("nan.wav").write_bytes(bytes(data))
+
+
+ANIMATE = {"portrait": "portrait.png", "audio": ["speech.wav"], "out": "out.mp4", "more": []}
+
+
+@pytest.mark.parametrize(
+    ("change", "named", "fault"),
+    [
+        ({"portrait": "none.png"}, "none.png", "not found"),
+        ({"portrait": "text.txt"}, "text.txt", "cannot be read"),
+        ({"portrait": "empty.bin"}, "empty.bin", "cannot be read"),
+        ({"portrait": "dot.png"}, "dot.png", "too small"),
+        ({"portrait": "."}, ".", "is a folder"),
+        ({"audio": ["none.wav"]}, "none.wav", "not found"),
+        ({"audio": ["text.txt"]}, "text.txt", ""),
+        ({"audio": ["empty.bin"]}, "empty.bin", "not a sound file"),
+        ({"audio": ["nothing.wav"]}, "nothing.wav", "without a single sample"),
+        ({"audio": ["nan.wav"]}, "nan.wav", "NaN"),
+        ({"audio": ["silent.mp4"]}, "silent.mp4", "no sound"),
+        ({"audio": ["portrait.png"]}, "portrait.png", "no sound"),
+        ({"audio": []}, "AUDIO", ""),
+        ({"out": "nowhere/out.mp4"}, "nowhere", "does not exist"),
+        ({"out": "/proc/out.mp4"}, "/proc", "not writable"),
+        ({"out": "folder.mp4"}, "folder.mp4", "is a folder"),
+        ({"out": "out.txt"}, "out.txt", "must end in"),
+        ({"more": ["--overlap", "33"]}, "33", "overlap"),
+        ({"more": ["--overlap", "2"]}, "2", "overlap"),
+        ({"more": ["--window", "8"]}, "8", "overlap"),
+        ({"more": ["--steps", "0"]}, "steps", "at least 1"),
+        ({"more": ["--steps", "many"]}, "--steps", "many"),
+        ({"more": ["--guidance-audio", "nan"]}, "guidance", "finite"),
+        ({"more": ["--nonsense"]}, "--nonsense", "Unrecognized"),
+        ({"more": ["--model", "nobody"]}, "nobody", "no such model"),
+        ({"more": ["--model", "."]}, "config.json", ""),
+        ({"more": ["--mask", "none.png"]}, "none.png", "not found"),
+        ({"more": ["--mask", "black.png"]}, "black.png", "empty"),
+        ({"more": ["--mask", "black.png", "black.png"]}, "2 masks", "1 voices"),
+        ({"audio": ["speech.wav", "speech.wav"]}, "2 voices", "--mask"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(files, model, capsys, change, named, fault):
+    make_bad_files()
+    call = ANIMATE | change
+    argv = ["animate", call["portrait"], *call["audio"], "--out", call["out"], "--prompt", "hi", *call["more"]]
+    if "--model" not in argv:
+        argv += ["--model", str(model)]
+    line = refused(capsys, *argv)
+    assert named in line
+    assert fault in line
+
+
+def test_a_truncated_model_is_refused(files, model, capsys):
+    shutil.copytree(model, "model")
+    weights = cli.Path("model/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:5000])
+    line = refused(capsys, "animate", "portrait.png", "speech.wav", "--out", "out.mp4", "--model", "model")
+    assert "model/model.safetensors" in line
+
+
+def test_an_old_video_survives_a_failed_run(files, model, capsys):
+    cli.Path("out.mp4").write_bytes(b"precious")
+    refused(capsys, "animate", "portrait.png", "none.wav", "--out", "out.mp4", "--model", str(model))
+    assert cli.Path("out.mp4").read_bytes() == b"precious"
+
+
+def test_help_unknown_commands_and_no_command(capsys):
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in cli.COMMANDS)
+    assert cli.main([]) == 2
+    capsys.readouterr()
+    assert "there are animate, puppets, train" in refused(capsys, "fly")
+    for name in cli.COMMANDS:
+        assert cli.main([name, "--help"]) == 0
+        assert f"mi-jax {name}" in capsys.readouterr().out
+
+
+def test_train_takes_a_config_and_overrides(files, monkeypatch, capsys):
+    import mi_jax.train.loop
+
+    calls = []
+    monkeypatch.setattr(mi_jax.train.loop, "train", lambda config, out: calls.append((config, out)))
+    cli.Path("nothing.py").write_text(
+        "import dataclasses\n@dataclasses.dataclass(frozen=True, kw_only=True)\nclass Nothing:\n    width: int = 3\n"
+    )
+    cli.Path("experiment.py").write_text(
+        "from mi_jax.train.objective import TrainConfig\nfrom nothing import Nothing\n"
+        "config = TrainConfig(name='trial', objective=Nothing(), steps=10, learning_rate=0.1)\n"
+    )
+    monkeypatch.syspath_prepend(str(files))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert cli.main(["train", "experiment.py"]) == 0
+    assert cli.main(["train", "experiment.py", "--out", "there", "--steps", "7"]) == 0
+    (first, out_first), (second, out_second) = calls
+    assert (first.steps, str(out_first)) == (10, "runs/trial")
+    assert (second.steps, str(out_second)) == (7, "there")
+    assert "none.py" in refused(capsys, "train", "none.py")
+    assert "--nonsense" in refused(capsys, "train", "experiment.py", "--nonsense", "1")
+
+
+def test_help_waits_for_no_heavy_import():
+    code = "import sys, mi_jax.cli; mi_jax.cli.main(['--help']); sys.exit(any(m in sys.modules for m in sys.argv[1:]))"
+    heavy = ["jax", "flax", "numpy", "av", "transformers", "mediapipe", "PIL"]
+    assert subprocess.run([sys.executable, "-c", code, *heavy], stdout=subprocess.DEVNULL, timeout=60).returncode == 0
+
+
+def test_as_a_process_a_fault_is_one_line_and_code_2(files):
+    argv = [sys.executable, "-m", "mi_jax", "animate", "none.png", "speech.wav", "--out", "out.mp4"]
+    failed = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    assert failed.returncode == 2
+    assert failed.stderr == "mi-jax: error: none.png: picture not found\n"
+    assert not (files / "out.mp4").exists()
