@@ -1,4 +1,4 @@
-"""The puppets' multimodal encoder: reads directions from prompts and looks from portraits, drawn on the fly.
+"""The puppets' multimodal encoder: reads directions from prompts and looks from portraits.
 
     mi-jax train configs/puppet_mllm.py --out runs/mllm
 

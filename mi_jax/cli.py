@@ -1,6 +1,7 @@
 """`mi-jax`: the commands, each a thin call into the library.
 
-Exit codes: 0 done; 2 bad arguments or input, with one line on standard error that names the file and the fault; 1 the rest.
+Exit codes: 0 done; 2 bad arguments or input, with one line on standard error that names the file and the fault; 1
+the rest.
 Imports are inside the commands: `mi-jax --help` answers at once.
 """
 
@@ -11,7 +12,7 @@ import logging
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -83,48 +84,96 @@ def animate(
     print(f"{out}: {frames / avatar.FPS:.2f} s, {frames} frames of {width}x{height}")
 
 
-def puppets(out: Path, count: int = 1, seed: int = 0, seconds: float = 5.16, size: int = 96) -> None:
+def puppets(
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
+    count: int = 1,
+    seed: int = 0,
+    seconds: float = 5.16,
+    split: Literal["train", "test"] = "train",
+    size: int = 96,
+) -> None:
     """Draws talking puppets with the truth beside them.
 
-    Each goes to a folder of its own: portrait.png, mask.png, speech.wav, prompt.txt, video.mp4, mouth.csv, attributes.json.
+    Each has a folder of its own: portrait.png, mask.png, speech.wav, prompt.txt, video.mp4, mouth.csv, attributes.json.
 
     Args:
-      out: the folder to write to; made if its parent is there.
+      out: the folder to write to.
       count: how many.
       seed: another seed draws other puppets; the same seed the same ones on every machine.
       seconds: length of each; the frames are the nearest number of the form 4k + 1.
+      split: faces, voices and sentences to train on, or those held out.
       size: side of the picture in pixels.
     """
-    import json
-
-    from tqdm import tqdm
-
-    from mi_jax.data import media
-
-    if count < 1 or size < 16 or not 0 < seconds < 3600:
-        raise InputError(f"cannot draw --count {count} --size {size} --seconds {seconds}")
     try:
-        out.mkdir(exist_ok=True)
-    except OSError as fault:
-        raise InputError(f"{out}: cannot be made a folder ({fault.strerror or fault})") from fault
-    media.check_writable(out / "00000")
+        from mi_jax.data.puppets import write_puppets
 
-    from mi_jax.data.puppets import draw
+        folders = write_puppets(out, count, seed, seconds, split=split, size=size)
+    except ModuleNotFoundError as missing:
+        raise InputError(f"puppets need {missing.name}: pip install 'mi-jax[puppets]'") from missing
+    print(f"{out}: {len(folders)} clip{'s' * (len(folders) > 1)}")
 
-    for index in tqdm(range(count), unit="clip", desc="drawing", disable=count == 1):
-        clip = draw(index, seed=seed, seconds=seconds, size=size)
-        folder = out / f"{index:05d}"
-        folder.mkdir(exist_ok=True)
-        media.write_image(folder / "portrait.png", clip.video[0])
-        media.write_image(folder / "mask.png", clip.mask.astype("uint8") * 255)
-        media.write_audio(folder / "speech.wav", clip.audio)
-        media.write_video(folder / "video.mp4", clip.video, clip.audio)
-        rows = ["frame,opening,width,x,y"]
-        rows += [",".join([str(frame), *(f"{value:.6f}" for value in row)]) for frame, row in enumerate(clip.mouth)]
-        _write_text(folder / "mouth.csv", "\n".join(rows))
-        _write_text(folder / "prompt.txt", clip.prompt)
-        _write_text(folder / "attributes.json", json.dumps(clip.attributes, indent=2))
-    print(f"{out}: {count} clip{'s' * (count > 1)} of {seconds} s")
+
+def prepare(
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
+    puppets: Annotated[int, tyro.conf.arg(metavar="COUNT")],
+    model: Annotated[str, tyro.conf.arg(metavar="puppet|DIR")] = "puppet",
+    first: int = 0,
+    seed: int = 0,
+    split: Literal["train", "test"] = "train",
+    seconds: float = 5.16,
+    workers: int = 0,
+) -> None:
+    """Computes the features of clips once, as records to train on.
+
+    Args:
+      out: the folder to write; it must not exist yet.
+      puppets: how many puppet clips to draw.
+      model: whose encoders: a shipped model or a model folder (a denoiser is not needed).
+      first: number of the first clip.
+      seed: of the puppets.
+      split: faces, voices and sentences to train on, or those held out.
+      seconds: length of each clip.
+      workers: processes that draw ahead; 0 takes one per core.
+    """
+    if puppets < 1:
+        raise InputError(f"--puppets is {puppets}, at least 1 is needed")
+    import os
+
+    from mi_jax.data.prepare import prepare_puppets
+    from mi_jax.sample.avatar import load_encoders
+
+    config, encoders = load_encoders(model)
+    prepare_puppets(
+        encoders,
+        out,
+        puppets,
+        first=first,
+        seed=seed,
+        split=split,
+        seconds=seconds,
+        size=config.height,
+        workers=workers or os.cpu_count() or 1,
+    )
+
+
+def convert(
+    family: tyro.conf.Positional[Annotated[Literal["puppet"], tyro.conf.arg(metavar="FAMILY")]],
+    source: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="SOURCE_DIR")]],
+    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT_DIR")]],
+    overwrite: bool = False,
+) -> None:
+    """Makes a model folder that `animate` reads from weights of another form.
+
+    Args:
+      family: puppet: the runs of configs/puppet_*.py (vae, wav2vec2, mllm and, if it is there, stage2).
+      source: the folder of the runs.
+      out: the model folder to write.
+      overwrite: replace what is there.
+    """
+    from mi_jax.train.export import export_puppet
+
+    {"puppet": export_puppet}[family](source, out, overwrite=overwrite)
+    print(f"{out}: written")
 
 
 def train(argv: Sequence[str]) -> None:
@@ -190,7 +239,13 @@ def _parsing(prog: str) -> Iterator[None]:
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
     command.__name__: (run, command.__doc__.splitlines()[0])
-    for command, run in ((animate, _tyro(animate)), (puppets, _tyro(puppets)), (train, train))
+    for command, run in (
+        (animate, _tyro(animate)),
+        (puppets, _tyro(puppets)),
+        (prepare, _tyro(prepare)),
+        (convert, _tyro(convert)),
+        (train, train),
+    )
 }
 
 
@@ -260,10 +315,3 @@ class _ProgressBar:
     def __exit__(self, *_) -> None:
         if self.bar is not None:
             self.bar.close()
-
-
-def _write_text(path: Path, text: str) -> None:
-    from mi_jax.data import media
-
-    with media.written_beside(path) as partial:
-        partial.write_text(text + "\n")

@@ -12,6 +12,7 @@ from tiny_avatar import make_avatar, portrait, voice
 
 from mi_jax import cli
 from mi_jax.data import faces, media
+from mi_jax.data.puppets import draw
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +179,7 @@ def test_help_unknown_commands_and_no_command(capsys):
     assert all(name in shown for name in cli.COMMANDS)
     assert cli.main([]) == 2
     capsys.readouterr()
-    assert "there are animate, puppets, train" in refused(capsys, "fly")
+    assert "there are animate, puppets, prepare, convert, train" in refused(capsys, "fly")
     for name in cli.COMMANDS:
         assert cli.main([name, "--help"]) == 0
         assert f"mi-jax {name}" in capsys.readouterr().out
@@ -205,6 +206,39 @@ def test_train_takes_a_config_and_overrides(files, monkeypatch, capsys):
     assert (second.steps, str(out_second)) == (7, "there")
     assert "none.py" in refused(capsys, "train", "none.py")
     assert "--nonsense" in refused(capsys, "train", "experiment.py", "--nonsense", "1")
+
+
+def test_puppets_writes_a_folder_for_each(files, capsys):
+    assert (
+        cli.main(["puppets", "--out", "drawn", "--count", "2", "--seed", "5", "--seconds", "0.5", "--size", "64"]) == 0
+    )
+    assert "drawn: 2 clips" in capsys.readouterr().out
+    names = ["attributes.json", "mask.png", "mouth.csv", "portrait.png", "prompt.txt", "speech.wav", "video.mp4"]
+    for folder in ("00000", "00001"):
+        assert sorted(path.name for path in cli.Path("drawn", folder).iterdir()) == names
+    clip = draw(1, seed=5, seconds=0.5, size=64)
+    np.testing.assert_array_equal(media.read_image("drawn/00001/portrait.png"), clip.video[0])
+    np.testing.assert_array_equal(media.read_mask("drawn/00001/mask.png"), clip.mask)
+    np.testing.assert_allclose(media.read_audio("drawn/00001/speech.wav"), clip.audio, atol=1e-4)
+    assert len(cli.Path("drawn/00001/mouth.csv").read_text().splitlines()) == 1 + len(clip.video)
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--count", "0"], "count"),
+        (["--seconds", "nan"], "seconds"),
+        (["--split", "x"], "split"),
+        (["--size", "0"], "size"),
+    ],
+)
+def test_puppets_that_cannot_be_drawn(files, capsys, more, named):
+    assert named in refused(capsys, "puppets", "--out", "drawn", *more)
+
+
+def test_puppets_with_nowhere_to_go(files, capsys):
+    assert "/proc/drawn" in refused(capsys, "puppets", "--out", "/proc/drawn")
+    assert "portrait.png" in refused(capsys, "puppets", "--out", "portrait.png")
 
 
 def test_help_waits_for_no_heavy_import():

@@ -36,10 +36,13 @@ def tiny_config(height: int = 32, width: int = 32) -> AvatarConfig:
             conv_dim=8, width=16, num_layers=1, num_heads=2, mlp_width=16, position_kernel=8, position_groups=2
         ),
         mllm=MLLMConfig(
-            vision=CLIPVisionConfig(image_size=96, patch_size=16, width=16, mlp_width=16, depth=1, heads=2, feature_layer=-1),
+            vision=CLIPVisionConfig(
+                image_size=96, patch_size=16, width=16, mlp_width=16, depth=1, heads=2, feature_layer=-1
+            ),
             language=LlamaConfig(vocab_size=256, width=16, mlp_width=16, depth=1, heads=2, key_value_heads=1),
             clip_text=CLIPTextConfig(
-                vocab_size=256, eos_token_id=prompts.eos_token_id, width=16, mlp_width=16, depth=1, heads=2, max_tokens=34
+                vocab_size=256, eos_token_id=prompts.eos_token_id, width=16, mlp_width=16, depth=1, heads=2,
+                max_tokens=34,
             ),
             prompts=prompts,
             hidden_state_skip_layer=0,

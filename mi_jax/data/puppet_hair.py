@@ -3,6 +3,7 @@
 import numpy as np
 
 from mi_jax.data.puppet_geometry import ribbon
+from mi_jax.data.puppet_head import oval
 from mi_jax.data.puppet_looks import INK, Look, mix
 
 
@@ -10,11 +11,6 @@ def _arc(look: Look, start: float, end: float, scale: float = 1.0, points: int =
     """Along the skull from one angle to another in degrees; 0 is the top, positive to the right."""
     angle = np.radians(np.linspace(start, end, points))
     return scale * look.half_width * np.sin(angle), -scale * np.cos(angle)
-
-
-def _oval(x: float, y: float, rx: float, ry: float, points: int = 20) -> tuple[np.ndarray, np.ndarray]:
-    angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
-    return x + rx * np.cos(angle), y + ry * np.sin(angle)
 
 
 def _behind(head, x, y, depth: float = -0.35):
@@ -46,13 +42,13 @@ def add_back_hair(scene, head) -> None:
         scene.add(_behind(head, r * (w + 0.08) * np.sin(angle), -0.22 - r * 0.95 * np.cos(angle)), look.hair, line, ink)
     elif look.hairstyle == "curly":
         for angle in np.radians(np.linspace(-125, 125, 13)):
-            curl = _oval(1.08 * w * np.sin(angle), -0.02 - 1.02 * np.cos(angle), 0.24, 0.24, 14)
+            curl = oval(1.08 * w * np.sin(angle), -0.02 - 1.02 * np.cos(angle), 0.24, 0.24, 14)
             scene.add(_behind(head, *curl), fill, line, ink)
     elif look.hairstyle == "pigtails":
         for side in (-1, 1):
-            x, y = _oval(side * (w + 0.22), 0.42, 0.24, 0.55)
+            x, y = oval(side * (w + 0.22), 0.42, 0.24, 0.55)
             scene.add(_behind(head, x + side * 0.1 * (y - 0.1), y), fill, line, ink)
-            scene.add(_behind(head, *_oval(side * (w + 0.06), -0.06, 0.12, 0.1, 12)), look.top_accent, line, ink)
+            scene.add(_behind(head, *oval(side * (w + 0.06), -0.06, 0.12, 0.1, 12)), look.top_accent, line, ink)
     elif look.hairstyle == "ponytail":
         side = look.light
         x = side * (w * 0.6 + 0.62 * np.sin(v * 2.6))
@@ -60,8 +56,8 @@ def add_back_hair(scene, head) -> None:
         tail = _behind(head, x, y)
         scene.add(ribbon(tail, (0.3 + 0.22 * np.sin(np.pi * v) - 0.2 * v) * look.half_height), fill, line, ink)
     elif look.hairstyle == "bun":
-        scene.add(_behind(head, *_oval(0, -1.2, 0.34, 0.3)), fill, line, ink)
-        scene.add(_behind(head, *_oval(0, -1.0, 0.2, 0.07, 14)), look.top_accent)
+        scene.add(_behind(head, *oval(0, -1.2, 0.34, 0.3)), fill, line, ink)
+        scene.add(_behind(head, *oval(0, -1.0, 0.2, 0.07, 14)), look.top_accent)
 
 
 def _hairline(look: Look) -> tuple[np.ndarray, np.ndarray]:
@@ -99,7 +95,7 @@ def add_front_hair(scene, head) -> None:
     if style == "bald":
         if look.style == "shaded painting":
             scene.add(
-                head.surface(*_oval(-look.light * -0.3 * look.half_width, -0.68, 0.2, 0.09)),
+                head.surface(*oval(-look.light * -0.3 * look.half_width, -0.68, 0.2, 0.09)),
                 mix(look.skin, (255, 255, 255), 0.55),
             )
         return
@@ -171,7 +167,7 @@ def add_hat(scene, head) -> None:
             ink,
         )
         band(0.24, band_y, dark, 1.2)
-        scene.add(head.rim(*_oval(0, -1.28, 0.16, 0.14)), light, line, ink)
+        scene.add(head.rim(*oval(0, -1.28, 0.16, 0.14)), light, line, ink)
     elif look.hat == "cap":
         x, y = _arc(look, -62, 62, 1.16)
         scene.add(np.concatenate([head.rim(x, y), head.surface(w * v[::-1] * 0.94, band_y[::-1])], 1), fill, line, ink)
@@ -181,17 +177,17 @@ def add_hat(scene, head) -> None:
     elif look.hat == "top hat":
         scene.add(head.rim([-0.58 * w, 0.58 * w, 0.64 * w, -0.64 * w], [-0.82, -0.82, -1.62, -1.62]), fill, line, ink)
         scene.add(head.rim([-0.59 * w, 0.59 * w, 0.6 * w, -0.6 * w], [-0.86, -0.86, -1.02, -1.02]), light)
-        scene.add(head.rim(*_oval(0, -0.8, 0.95 * w, 0.13)), fill, line, ink)
+        scene.add(head.rim(*oval(0, -0.8, 0.95 * w, 0.13)), fill, line, ink)
     elif look.hat == "crown":
         x = w * np.array([-0.62, -0.66, -0.33, 0.0, 0.33, 0.66, 0.62])
         y = np.array([-0.76, -1.38, -1.04, -1.46, -1.04, -1.38, -0.76])
         scene.add(head.rim(x, y), (246, 196, 62), line, ink)
         for k in (-1, 0, 1):
-            scene.add(head.rim(*_oval(0.36 * w * k, -0.88, 0.06, 0.06, 10)), (fill if k else (60, 130, 210)))
+            scene.add(head.rim(*oval(0.36 * w * k, -0.88, 0.06, 0.06, 10)), (fill if k else (60, 130, 210)))
     elif look.hat == "headband":
         band(0.13, -0.66 - 0.08 * (1 - v**2), fill)
     else:
         x, y = look.light * 0.5 * w, -0.88
         for side in (-1, 1):
             scene.add(head.rim([x, x + side * 0.34, x + side * 0.34], [y, y - 0.2, y + 0.18]), fill, line, ink)
-        scene.add(head.rim(*_oval(x, y, 0.09, 0.09, 12)), light, line, ink)
+        scene.add(head.rim(*oval(x, y, 0.09, 0.09, 12)), light, line, ink)

@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from mi_jax.data.puppet_drawing import Pose
+from mi_jax.data.puppet_head import Pose
 
 EXPRESSIONS = ("neutral", "happy", "sad", "angry", "surprised")
 HEAD_MOTIONS = ("still", "turning", "nodding", "tilting")

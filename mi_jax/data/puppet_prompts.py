@@ -39,50 +39,114 @@ _SPEAK = (
 )
 
 _EXPRESSION = {
-    "neutral": ("with a neutral face", "calmly", "with a neutral expression", "without emotion",
-        "in a matter-of-fact way"),
-    "happy": ("happily", "with a happy smile", "cheerfully", "with joy", "smiling", "in a happy mood",
-        "looking happy", "with a big smile"),
-    "sad": ("sadly", "with a sad face", "unhappily", "with sorrow", "in a sad mood", "looking sad", "frowning sadly",
-        "close to tears"),
-    "angry": ("angrily", "with an angry face", "furiously", "full of anger", "in an angry mood", "looking angry",
-        "with knitted brows"),
-    "surprised": ("in surprise", "with a surprised face", "amazed", "looking surprised", "with raised eyebrows",
+    "neutral": (
+        "with a neutral face",
+        "calmly",
+        "with a neutral expression",
+        "without emotion",
+        "in a matter-of-fact way",
+    ),
+    "happy": (
+        "happily",
+        "with a happy smile",
+        "cheerfully",
+        "with joy",
+        "smiling",
+        "in a happy mood",
+        "looking happy",
+        "with a big smile",
+    ),
+    "sad": (
+        "sadly",
+        "with a sad face",
+        "unhappily",
+        "with sorrow",
+        "in a sad mood",
+        "looking sad",
+        "frowning sadly",
+        "close to tears",
+    ),
+    "angry": (
+        "angrily",
+        "with an angry face",
+        "furiously",
+        "full of anger",
+        "in an angry mood",
+        "looking angry",
+        "with knitted brows",
+    ),
+    "surprised": (
+        "in surprise",
+        "with a surprised face",
+        "amazed",
+        "looking surprised",
+        "with raised eyebrows",
         "full of surprise",
-                  "astonished", "with wide open eyes"),
-}  # fmt: skip
+        "astonished",
+        "with wide open eyes",
+    ),
+}
 _HEAD = {
     "still": ("keeping the head still", "without moving the head", "holding the head still", "with a steady head"),
-    "turning": ("turning the head from side to side", "looking left and right", "shaking the head",
+    "turning": (
+        "turning the head from side to side",
+        "looking left and right",
+        "shaking the head",
         "turning left and right",
-                "turning the head left and right"),
-    "nodding": ("nodding", "nodding the head", "moving the head up and down", "with a nodding head",
-        "nodding up and down"),
-    "tilting": ("tilting the head from side to side", "tilting the head", "with a tilting head",
+        "turning the head left and right",
+    ),
+    "nodding": (
+        "nodding",
+        "nodding the head",
+        "moving the head up and down",
+        "with a nodding head",
+        "nodding up and down",
+    ),
+    "tilting": (
+        "tilting the head from side to side",
+        "tilting the head",
+        "with a tilting head",
         "leaning the head to one side and the other",
-                "tilting left and right"),
-}  # fmt: skip
+        "tilting left and right",
+    ),
+}
 _TEMPO = {"slow": ("slowly", "gently", "unhurriedly"), "medium": ("",), "quick": ("quickly", "fast", "briskly")}
 
 # kind of background: (nouns for it, verbs for moving sideways)
 _NOUNS: dict[str, tuple[str, ...]] = {
-    "clouds": ("clouds", "the clouds", "white clouds"), "stars": ("stars", "the stars", "bright stars"),
-    "snow": ("snow", "snowflakes", "the snow"), "leaves": ("leaves", "autumn leaves", "the leaves"),
-    "bubbles": ("bubbles", "the bubbles", "air bubbles"), "balloons": ("balloons", "the balloons", "coloured balloons"),
-    "waves": ("waves", "the waves", "the sea"), "hills": ("hills", "green hills", "the landscape"), "kites": ("kites",
-        "paper kites", "the kites"),
-    "dots": ("dots", "round dots", "the dots"), "stripes": ("stripes",), "plain": ("a plain wall",),
+    "clouds": ("clouds", "the clouds", "white clouds"),
+    "stars": ("stars", "the stars", "bright stars"),
+    "snow": ("snow", "snowflakes", "the snow"),
+    "leaves": ("leaves", "autumn leaves", "the leaves"),
+    "bubbles": ("bubbles", "the bubbles", "air bubbles"),
+    "balloons": ("balloons", "the balloons", "coloured balloons"),
+    "waves": ("waves", "the waves", "the sea"),
+    "hills": ("hills", "green hills", "the landscape"),
+    "kites": ("kites", "paper kites", "the kites"),
+    "dots": ("dots", "round dots", "the dots"),
+    "stripes": ("stripes",),
+    "plain": ("a plain wall",),
     "bricks": ("a brick wall",),
     "books": ("bookshelves",),
-}  # fmt: skip
+}
 _MOVE = {
-    "left": ("drifting left", "moving to the left", "drifting to the left", "gliding leftwards",
-        "passing from right to left"),
-    "right": ("drifting right", "moving to the right", "drifting to the right", "gliding rightwards",
-        "passing from left to right"),
+    "left": (
+        "drifting left",
+        "moving to the left",
+        "drifting to the left",
+        "gliding leftwards",
+        "passing from right to left",
+    ),
+    "right": (
+        "drifting right",
+        "moving to the right",
+        "drifting to the right",
+        "gliding rightwards",
+        "passing from left to right",
+    ),
     "down": ("falling", "falling down", "coming down", "sinking", "moving down"),
     "up": ("rising", "rising up", "floating up", "going up", "moving up"),
-}  # fmt: skip
+}
 _PLACE_STILL = (
     "before {n} at rest",
     "in front of {n} standing still",

@@ -34,20 +34,21 @@ TRAIN: dict[str, Grammar] = {
             "of course|please"
         ),
         subjects=_words(
-            "the old baker|my brother|a small brown bear|the young painter|our neighbour|the blue bird|everybody|a famous pilot|"
-            "the teacher|my best friend|the mayor of the town|a happy farmer|the white horse|somebody|the moon|a boy named Peter"
+            "the old baker|my brother|a small brown bear|the young painter|our neighbour|the blue bird|everybody|"
+            "a famous pilot|the teacher|my best friend|the mayor of the town|a happy farmer|the white horse|"
+            "somebody|the moon|a boy named Peter"
         ),
         verbs=_words(
             "eats|sees|wants|carries|buys|makes|finds|paints|opens|remembers|brings|loves|moves|sells|hears|keeps"
         ),
         objects=_words(
-            "a warm apple pie|five yellow balloons|the big wooden box|some fresh bread|a beautiful song|two bottles of milk|"
-            "the heavy piano|purple flowers|a bowl of soup|my father's bicycle|the open window|a very long story|a map of the world|"
-            "three brave knights|coffee and cake|many green leaves"
+            "a warm apple pie|five yellow balloons|the big wooden box|some fresh bread|a beautiful song|"
+            "two bottles of milk|the heavy piano|purple flowers|a bowl of soup|my father's bicycle|the open window|"
+            "a very long story|a map of the world|three brave knights|coffee and cake|many green leaves"
         ),
         places=_words(
-            "in the garden|before breakfast|by the river|every morning|on top of the hill|near the harbour|at home|after the rain|"
-            "under a bridge|in the middle of the room|on Monday|far away from here"
+            "in the garden|before breakfast|by the river|every morning|on top of the hill|near the harbour|at home|"
+            "after the rain|under a bridge|in the middle of the room|on Monday|far away from here"
         ),
     ),
     "German": Grammar(

@@ -120,7 +120,7 @@ def sample_voice(rng: np.random.Generator, split: str) -> Voice:
 
 
 def speak(rng: np.random.Generator, voice: Voice, seconds: float, split: str) -> Speech:
-    """Sentences with pauses, exactly `seconds` long; the same bits for the same generator state, whatever was spoken before."""
+    """Sentences with pauses, exactly `seconds` long; the same bits for the same generator, whatever was said before."""
     grammar = _grammars(split)[voice.language]
     lead = rng.uniform(0.4, 1.1) if rng.random() < 0.18 else rng.uniform(0.03, 0.22)
     now, texts, chunks, phonemes = 0.0, [], [], [(0.0, lead, SILENCE)]
@@ -165,7 +165,7 @@ def speak(rng: np.random.Generator, voice: Voice, seconds: float, split: str) ->
 
 
 def _split(symbol: str, start: float, end: float):
-    """A phoneme in IPA as its parts: a diphthong or affricate shares its time, a length mark counts for the sound before it."""
+    """A phoneme in IPA as its parts: diphthongs and affricates share its time, a length mark adds to its vowel."""
     kinds, weights = [], []
     for character in symbol:
         if character == "ː" and kinds:
@@ -180,7 +180,7 @@ def _split(symbol: str, start: float, end: float):
 
 
 def mouth_track(speech: Speech, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Opening 0..1, width factor and roundness of the mouth, each [f], at the middle of each video frame, (f + 0.5) / 25 s."""
+    """Opening 0..1, width factor and roundness of the mouth, each [f], in the middle of frame f, (f + 0.5) / 25 s."""
     rate, sigma = 200, 0.04
     count = frames * rate // FPS
     time = (np.arange(count) + 0.5) / rate
@@ -206,7 +206,7 @@ def _smooth(values: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def phoneme_steps(phonemes: list[tuple[float, float, int]], frames: int) -> Int[np.ndarray, "m"]:
-    """The class at the middle of each 20 ms step: step n covers n * 20 ms .. (n + 1) * 20 ms, two steps to a video frame."""
+    """The class in the middle of each 20 ms step: step n covers n * 20 .. (n + 1) * 20 ms, two to a frame."""
     middle = (np.arange(2 * frames) + 0.5) * 0.02
     starts = np.array([p[0] for p in phonemes])
     kinds = np.array([p[2] for p in phonemes], np.int32)

@@ -15,7 +15,16 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 
-from mi_jax.data import puppet_backgrounds, puppet_drawing, puppet_looks, puppet_motion, puppet_prompts, puppet_speech
+from mi_jax.data import (
+    puppet_backgrounds,
+    puppet_drawing,
+    puppet_face,
+    puppet_head,
+    puppet_looks,
+    puppet_motion,
+    puppet_prompts,
+    puppet_speech,
+)
 from mi_jax.data.puppet_geometry import Scene
 from mi_jax.data.puppet_speech import FPS, SAMPLE_RATE
 from mi_jax.errors import InputError
@@ -74,7 +83,7 @@ def draw(
 
     video = _render(look, pose, background, np.arange(start, stop) / FPS, size)
 
-    face = puppet_drawing.face_polygon(look, pose)
+    face = puppet_head.face_polygon(look, pose)
     mask_picture = Image.new("1", (size, size))
     paint = ImageDraw.Draw(mask_picture).polygon
     for polygon in np.rint(face * size).astype(int).reshape(len(face), -1).tolist():
@@ -97,7 +106,7 @@ def draw(
     samples = SAMPLE_RATE // FPS
     return Clip(
         video=video, audio=speech.audio[start * samples : stop * samples], prompt=prompt, attributes=attributes,
-        mouth=puppet_drawing.mouth_truth(look, pose), mask=np.asarray(mask_picture, bool), phonemes=phonemes,
+        mouth=puppet_face.mouth_truth(look, pose), mask=np.asarray(mask_picture, bool), phonemes=phonemes,
     )  # fmt: skip
 
 
@@ -114,7 +123,7 @@ def draw_portrait(
     pose = puppet_motion.move(motion_rng, direction, (np.zeros(1), np.ones(1), np.zeros(1)))
     background = puppet_backgrounds.sample_background(background_rng, look.style == "line drawing")
     prompt = puppet_prompts.write_prompt(prompt_rng, look, direction, background.kind, background.motion)
-    face = puppet_drawing.face_polygon(look, pose)
+    face = puppet_head.face_polygon(look, pose)
     attributes = {
         "index": index, "seed": seed, "split": split, "size": size,
         "expression": direction.expression, "head_motion": direction.head_motion,
@@ -127,7 +136,7 @@ def draw_portrait(
 
 
 def _generators(index: int, seed: int, split: str) -> tuple[np.random.Generator, ...]:
-    """One generator per concern (look, speech, motion, background, prompt): a new hair style changes nothing that is said."""
+    """One generator per concern (look, speech, motion, background, prompt): new hair changes nothing that is said."""
     if split not in SPLITS:
         raise InputError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
     seeds = np.random.SeedSequence([seed, SPLITS.index(split), index]).spawn(5)
@@ -136,7 +145,7 @@ def _generators(index: int, seed: int, split: str) -> tuple[np.random.Generator,
 
 def _render(
     look: puppet_looks.Look,
-    pose: puppet_drawing.Pose,
+    pose: puppet_head.Pose,
     background: puppet_backgrounds.Background,
     time: np.ndarray,
     size: int,

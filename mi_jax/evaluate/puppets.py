@@ -12,8 +12,10 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from mi_jax.data.puppet_drawing import Pose, add_puppet, face_polygon, mouth_truth
+from mi_jax.data.puppet_drawing import add_puppet
+from mi_jax.data.puppet_face import mouth_truth
 from mi_jax.data.puppet_geometry import SUPERSAMPLE, Scene
+from mi_jax.data.puppet_head import Pose, face_polygon
 from mi_jax.data.puppet_looks import MOUTH, Look, mix
 from mi_jax.data.puppet_motion import EXPRESSIONS, compose
 

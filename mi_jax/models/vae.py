@@ -184,7 +184,7 @@ class MidBlock(nnx.Module):
         return self.after(self.attention(self.before(x)))
 
 
-def _level(c: int, o: int, depth: int, time_kernel: int, config: VAEConfig, rngs: nnx.Rngs) -> nnx.List:
+def _level(c: int, o: int, depth: int, time_kernel: int, config: VAEConfig, rngs: nnx.Rngs):
     return nnx.List(
         [ResnetBlock(c if i == 0 else o, o, config, time_kernel=time_kernel, rngs=rngs) for i in range(depth)]
     )

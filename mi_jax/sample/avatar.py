@@ -29,13 +29,13 @@ from mi_jax.models.audio_encoder import audio_windows
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.mllm import MLLM, MLLMConfig
 from mi_jax.models.prompts import Prompter
-from mi_jax.models.tiling import decode_latents
+from mi_jax.models.tiling import decode_pieces
 from mi_jax.models.vae import VAE, VAEConfig
 from mi_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config, hidden_states
 from mi_jax.sample.guidance import Guidance
 from mi_jax.sample.sliding_window import sliding_window
 from mi_jax.sample.windows import plan_windows
-from mi_jax.weights.folder import config_from_json, config_to_json
+from mi_jax.weights.configs import config_from_json, config_to_json
 from mi_jax.weights.native import load_into, read_config, save_model
 
 FPS = media.FRAMES_PER_SECOND
@@ -48,7 +48,7 @@ log = logging.getLogger("mi_jax")
 class AvatarConfig:
     """config.json of a model folder: the sizes of the networks and how they are sampled.
 
-    height, width: of the video in pixels; the networks run at the next multiple of what they need (540 -> 544, cropped).
+    height, width: of the video in pixels; the networks run at the next multiple that they take (540: 544, cropped).
     steps, shift: Euler steps, and the shift of their noise levels towards 1.
     guidance_audio, guidance_text: default weights of `Guidance`; 0 for a distilled model.
     dtype: of the denoiser and the MLLM; the VAE and wav2vec2 are f32.
@@ -277,26 +277,17 @@ class Avatar:
             return np.asarray(latents)[0]
 
     def decode(self, latents: Float[np.ndarray, "t h w c"]) -> UInt8[np.ndarray, "f H W 3"]:
-        """Pixels of latents, cropped to the model's size."""
-        video = to_pixels(decode_latents(self.encoders.vae, jnp.asarray(latents)[None])[0])
-        top, left = (video.shape[1] - self.config.height) // 2, (video.shape[2] - self.config.width) // 2
-        return video[:, top : top + self.config.height, left : left + self.config.width]
+        """Pixels of latents, cropped to the model's size; a few frames at a time are in floating point."""
+        vae, (height, width) = self.encoders.vae, (self.config.height, self.config.width)
+        top, left = (
+            (padded - side) // 2 for padded, side in zip(self.config.padded_size, (height, width), strict=True)
+        )
+        pieces = decode_pieces(vae, latents[None] / np.float32(vae.config.scaling_factor))
+        return np.concatenate([to_pixels(piece[0, :, top : top + height, left : left + width]) for piece in pieces])
 
     def save(self, folder: str | os.PathLike, *, dtype=np.float16, overwrite: bool = False) -> None:
-        """Writes what `load` reads: config.json, model.safetensors, tokenizer folders."""
-        with tempfile.TemporaryDirectory() as scratch:
-            self.encoders.prompter.save(scratch)
-            root = pathlib.Path(scratch)
-            files = {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
-        parts = {name: getattr(self.encoders, name) for name in ("vae", "wav2vec2", "mllm")}
-        save_model(
-            folder,
-            {"dit": self.dit, **parts},
-            config_to_json(self.config),
-            dtype=dtype,
-            files=files,
-            overwrite=overwrite,
-        )
+        """Writes what `load` reads (see `save_avatar`)."""
+        save_avatar(folder, self.config, self.encoders, self.dit, dtype=dtype, overwrite=overwrite)
 
     def _on_mesh(self):
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
@@ -363,23 +354,55 @@ def read_voice(audio: media.PathLike | np.ndarray, name: str) -> Float32[np.ndar
 def load(name: str | os.PathLike, *, mesh: Mesh | None = None) -> Avatar:
     """The avatar shipped under `name` ("puppet"), or that of a model folder.
 
-    With a mesh (`mi_jax.mesh.make_mesh`) the denoiser and the MLLM are read straight into its shards, and windows run side by side.
+    With a mesh (`mi_jax.mesh.make_mesh`) the denoiser and the MLLM are read straight into its shards, and windows run
+    side by side.
 
     Raises:
       InputError: no such model, or a folder whose files are missing, damaged or do not fit each other.
     """
+    config, encoders = load_encoders(name, mesh=mesh)
+    dit = load_into(
+        find_model(name), "dit", lambda: DiT(config.dit, rngs=nnx.Rngs(0)), dtype=jnp.dtype(config.dtype), mesh=mesh
+    )
+    return Avatar(config=config, dit=dit, encoders=encoders, mesh=mesh)
+
+
+def load_encoders(name: str | os.PathLike, *, mesh: Mesh | None = None) -> tuple[AvatarConfig, Encoders]:
+    """A model folder without its denoiser: what preparing records needs, and all there is before stage 1.
+
+    Raises:
+      InputError: as `load`.
+    """
     folder = find_model(name)
     config = config_from_json(AvatarConfig, read_config(folder), str(folder / "config.json"))
-    dtype = jnp.dtype(config.dtype)
-    build = lambda kind, part: lambda: kind(part, rngs=nnx.Rngs(0))
+    build = lambda kind, part: lambda: kind(part, rngs=nnx.Rngs(0))  # noqa: E731
     encoders = Encoders(
         vae=load_into(folder, "vae", build(VAE, config.vae)),
         wav2vec2=load_into(folder, "wav2vec2", build(Wav2Vec2, config.wav2vec2)),
-        mllm=load_into(folder, "mllm", build(MLLM, config.mllm), dtype=dtype, mesh=mesh),
+        mllm=load_into(folder, "mllm", build(MLLM, config.mllm), dtype=jnp.dtype(config.dtype), mesh=mesh),
         prompter=Prompter.load(folder, config.mllm.prompts),
     )
-    dit = load_into(folder, "dit", build(DiT, config.dit), dtype=dtype, mesh=mesh)
-    return Avatar(config=config, dit=dit, encoders=encoders, mesh=mesh)
+    return config, encoders
+
+
+def save_avatar(
+    folder: str | os.PathLike,
+    config: AvatarConfig,
+    encoders: Encoders,
+    dit: DiT | None,
+    *,
+    dtype=np.float16,
+    overwrite: bool = False,
+) -> None:
+    """Writes config.json, model.safetensors and the tokenizers' folders; without `dit`, what `load_encoders` reads."""
+    with tempfile.TemporaryDirectory() as scratch:
+        encoders.prompter.save(scratch)
+        root = pathlib.Path(scratch)
+        files = {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+    parts = {name: getattr(encoders, name) for name in ("vae", "wav2vec2", "mllm")}
+    if dit is not None:
+        parts["dit"] = dit
+    save_model(folder, parts, config_to_json(config), dtype=dtype, files=files, overwrite=overwrite)
 
 
 def shipped_models() -> dict[str, pathlib.Path]:

@@ -23,7 +23,7 @@ class Guidance:
     The second is the first with w_text = w_audio. (Eq. 7 as printed adds two full guided velocities, so that its
     coefficients sum to 2; this is the form with coefficients summing to 1.) `u_none` lacks text, portrait and audio.
 
-    audio, text: the weights; numbers, or arrays of one value, or of one per example (distillation draws them).
+    audio, text: the weights: numbers, or arrays of one value or of one per example (distillation).
     two_fold_above: the noise level, as the network is fed it, from which on the two-fold form is used.
 
     The branches are one batch. Branches that number weights of 0 leave without effect are not computed: both 0 costs one
@@ -41,12 +41,13 @@ class Guidance:
 
         def guided(latents, sigma, conditions):
             two_fold = sigma >= self.two_fold_above
-            audio = _per_example(self.audio, latents)
+            audio = _per_example(self.audio, latents).astype(latents.dtype)
             if _is_zero(self.text):
                 without = conditions.drop(text=two_fold, image=two_fold, audio=True)
                 u_all, u_without = _branches(velocity, latents, sigma, [conditions, without])
                 return u_all + audio * (u_all - u_without)
-            text = jnp.where(_per_example(two_fold, latents), audio, _per_example(self.text, latents))
+            text = _per_example(self.text, latents).astype(latents.dtype)
+            text = jnp.where(_per_example(two_fold, latents), audio, text)
             parts = [conditions, conditions.drop(audio=True), conditions.drop(text=True, image=True, audio=True)]
             u_all, u_no_audio, u_none = _branches(velocity, latents, sigma, parts)
             return u_all + audio * (u_all - u_no_audio) + text * (u_no_audio - u_none)
@@ -67,5 +68,4 @@ def _is_zero(weight: float | Array) -> bool:
 
 
 def _per_example(value: float | Array, like: Array) -> Array:
-    value = jnp.asarray(value, None if getattr(value, "dtype", None) == bool else like.dtype)
-    return jnp.reshape(value, (-1,) + (1,) * (like.ndim - 1))
+    return jnp.reshape(jnp.asarray(value), (-1,) + (1,) * (like.ndim - 1))

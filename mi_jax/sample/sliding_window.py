@@ -28,19 +28,19 @@ def sliding_window(
     """Latents at the last noise level, from `noise` at the first.
 
     At each noise level every window of the whole latent video passes through `velocity` with its own slice of the
-    conditions, the velocities are blended, and one Euler step moves the whole video. Windows only meet in that blend, so
-    one noise level may compute them in any order and any number at a time.
+    conditions, the velocities are blended, and one Euler step moves the whole video. Windows only meet in that blend,
+    so one noise level may compute them in any order and any number at a time.
 
-    Pure, and made to be traced by `jax.jit`: one scan over noise levels, one over groups of windows. A call with
-    noise levels [s0, s1, s2] equals one with [s0, s1] followed by one with [s1, s2], so a caller who wants to watch feeds two at
-    a time, through one compilation.
+    Pure, and made to be traced by `jax.jit`: one scan over noise levels, one over groups of windows. A call with noise
+    levels [s0, s1, s2] equals one with [s0, s1] followed by one with [s1, s2], so a caller who wants to watch feeds two
+    at a time, through one compilation.
 
     Args:
-      velocity: any function of (latents [n window h w c], sigma [n], conditions of n examples); it may close over a model.
+      velocity: any function of (latents [n window h w c], sigma [n], conditions of n examples); may close over a model.
       conditions: those of the whole video; `Conditions.window` cuts them.
       window, overlap: latent frames. A shorter video is one window.
-      group: windows on the network at a time: memory against parallelism. On a mesh with a `data` axis (`jax.set_mesh`) the
-        windows of a group are spread over it, so group * b should be a multiple of its size.
+      group: windows on the network at a time: memory against parallelism. On a mesh with a `data` axis (`jax.set_mesh`)
+        the windows of a group are spread over it, so group * b should be a multiple of its size.
 
     Raises:
       InputError: an overlap under 3, or not under the window.
@@ -63,7 +63,7 @@ def sliding_window(
 
 
 def _blended(velocity: Velocity, latents: Array, sigma: Array, conditions: Conditions, starts: Array, weights: Array):
-    """The velocity of the whole video at one noise level: windows `starts` [groups group], `weights` [groups group window]."""
+    """The velocity of the whole video at one noise level, by windows `starts` [g k] and `weights` [g k window]."""
     b = latents.shape[0]
     length = weights.shape[-1]
 

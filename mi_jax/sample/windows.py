@@ -31,9 +31,9 @@ def blend_weights(starts: Int[np.ndarray, " k"], window: int, length: int) -> Fl
     """What each frame of each window weighs in the blend; the weights at every video frame sum to 1.
 
     Across an overlap of o frames the earlier window weighs `((o - 1) - i) / (o - 2)`, clipped to [0, 1], and the later
-    one the rest (paper 4.1.3, whose formula exceeds 1 at i = 0). Where more than two windows meet, a window's ramp in and
-    its ramp out multiply, and the weights are divided by their sum, which is never 0: the window whose ramp in has begun
-    last has not begun its ramp out.
+    one the rest (paper 4.1.3, whose formula exceeds 1 at i = 0). Where more than two windows meet, a window's ramp in
+    and its ramp out multiply, and the weights are divided by their sum. The sum is never 0: at any frame, either some
+    window that has taken over has not handed over in full, or all have, down to the last, which hands over to nobody.
     """
     weights = np.ones((len(starts), window))
     for k in range(1, len(starts)):

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt8
 
 from mi_jax.data import puppet_backgrounds, puppet_looks, puppet_motion
-from mi_jax.data.puppet_prompts import vocabulary
+from mi_jax.data.puppet_prompts import vocabulary, write_prompt
 from mi_jax.data.puppets import draw_portrait
+from mi_jax.mesh import gather_parameters
 from mi_jax.models.layers import linear
 from mi_jax.models.mllm import MLLM, MLLMConfig
 from mi_jax.models.prompts import Prompter
@@ -111,6 +112,8 @@ class AttributeObjective:
     mllm: MLLMConfig = dataclasses.field(default_factory=MLLMConfig.puppet)
     batch_size: int = 64
     split: str = "train"
+    portraits: int = 12_288
+    """How many are drawn, once each, and shown again and again with new prompts: drawing costs as much as a step."""
     noise: float = 0.08
     """Share of the places between words at which a word that directs nothing, or an unknown one, is strewn in."""
     box_weight: float = 4.0
@@ -122,17 +125,24 @@ class AttributeObjective:
         return jax.jit(make)(key)
 
     def dataset(self, seed: int) -> grain.IterDataset:
-        """Puppets drawn on the fly; the test split has other faces, in wordings as they are given, unstrewn."""
+        """Puppets without end; the test split has other faces, in wordings as they are given, unstrewn."""
         puppet_prompter(self.mllm)  # made here, because transformers' lazy imports do not bear two threads at once
-        indices = grain.MapDataset.range(2**30).seed(seed)
+        indices = grain.MapDataset.range(self.portraits).seed(seed).shuffle().repeat()
         batches = indices.random_map(self._example).batch(self.batch_size).map(self._tokenize)
         # Drawing is Python: more threads would not draw faster.
         return batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
 
     def _example(self, index: int, rng: np.random.Generator) -> dict:
-        portrait, prompt, attributes = draw_portrait(int(index), split=self.split, size=self.mllm.image_size)
+        """A portrait of the pool, directed anew."""
+        portrait, attributes = _portrait(int(index), self.split, self.mllm.image_size)
+        look, kind = puppet_looks.Look(**attributes["look"]), attributes["background"]["kind"]
+        direction = puppet_motion.sample_direction(rng)
+        motions = puppet_backgrounds.KINDS[kind]
+        motion = motions[int(rng.integers(len(motions)))]
+        prompt = write_prompt(rng, look, direction, kind, motion)
         if self.split == "train":
             prompt = strew(prompt, self.noise, rng)
+        attributes = attributes | {"direction": dataclasses.asdict(direction), "background_motion": motion}
         return {"image": portrait, "prompt": prompt, **labels(attributes)}
 
     def _tokenize(self, batch: dict) -> dict:
@@ -158,7 +168,7 @@ class AttributeObjective:
         """The sum of all cross-entropies and the box's error; accuracies as scalars."""
         del key  # nothing is drawn here: the dataset strews the words
         losses, accuracy = jnp.zeros(batch["box"].shape[0]), {}
-        for head, logits in self._read(model, batch).items():
+        for head, logits in self._read(gather_parameters(model), batch).items():
             hits = []
             for name, logit in logits.items():
                 logit = logit.astype(jnp.float32)
@@ -170,6 +180,12 @@ class AttributeObjective:
                     hits.append((jnp.argmax(logit, axis=1) == batch[f"is/{name}"]).mean())
             accuracy[f"{head}_accuracy"] = jnp.stack(hits).mean()
         return losses, accuracy
+
+
+@functools.lru_cache(maxsize=16_384)
+def _portrait(index: int, split: str, size: int) -> tuple[UInt8[np.ndarray, "H W 3"], dict]:
+    portrait, _, attributes = draw_portrait(index, split=split, size=size)
+    return portrait, attributes
 
 
 def labels(attributes: dict) -> dict[str, np.ndarray]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 
 import grain
 import jax
@@ -12,11 +11,18 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from mi_jax.conditions import Conditions
+from mi_jax.data.features import to_pixels
 from mi_jax.data.records import RecordSource
 from mi_jax.diffusion import euler_step, sample_sigma, sigma_schedule
+from mi_jax.errors import InputError
 from mi_jax.models.audio_encoder import audio_windows
 from mi_jax.models.dit import DiT, DiTConfig
+from mi_jax.models.tiling import decode_latents
+from mi_jax.models.vae import VAE, VAEConfig
+from mi_jax.train.checkpoints import load_ema_state
 from mi_jax.train.flow import adaptive_loss, base_loss, condition_dropout, squared_error
+from mi_jax.weights.configs import config_from_json
+from mi_jax.weights.native import load_into, read_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,10 +98,8 @@ class CurriculumObjective:
         truth = batch["latents"].astype(jnp.float32)
         generated = _euler(model, jax.random.normal(key, truth.shape), self.conditions(model, batch), self.shift)
         vae = _cached_vae(self.sample_vae)
-        decode = jax.jit(lambda vae, latents: vae.decode_latents(latents))
-        rows = [np.asarray(decode(vae, latents))[0] for latents in (truth, generated)]
-        frames = np.clip((np.concatenate(rows, axis=1) + 1) * 127.5, 0, 255).astype(np.uint8)
-        return {"truth above, generated below": frames}
+        rows = [to_pixels(decode_latents(vae, latents)[0]) for latents in (truth, generated)]
+        return {"truth above, generated below": np.concatenate(rows, axis=1)}
 
 
 @jax.jit
@@ -110,25 +114,22 @@ def _euler(model: DiT, noise: Array, conditions: Conditions, shift: float) -> Ar
 
 
 @functools.cache
-def _cached_vae(folder: str):
-    from mi_jax.weights.models import load_vae
-
-    return load_vae(Path(folder))
+def _cached_vae(folder: str) -> VAE:
+    config = config_from_json(VAEConfig, read_config(folder)["vae"], f"{folder}/config.json: vae")
+    return load_into(folder, "vae", lambda: VAE(config, rngs=nnx.Rngs(0)))
 
 
 def _warm_start(model: DiT, run: str) -> DiT:
     """`model` with every leaf that the run has; what only the model has (audio, in stage 2) stays as initialised."""
-    from mi_jax.train.checkpoints import load_ema_state
-
     graphdef, state = nnx.split(model)
     merged, old = nnx.to_flat_state(state), dict(nnx.to_flat_state(load_ema_state(run)))
     leaves = {}
     for path, leaf in merged:
         leaves[path] = old.pop(path, leaf)
         if leaves[path].shape != leaf.shape:
-            raise ValueError(f"{run}: {'.'.join(map(str, path))} is {leaves[path].shape}, the model wants {leaf.shape}")
+            raise InputError(f"{run}: {'.'.join(map(str, path))} is {leaves[path].shape}, the model wants {leaf.shape}")
     if old:
-        raise ValueError(f"{run}: leaves that the model lacks: {sorted('.'.join(map(str, p)) for p in old)}")
+        raise InputError(f"{run}: leaves that the model lacks: {sorted('.'.join(map(str, p)) for p in old)}")
     return nnx.merge(graphdef, nnx.from_flat_state(leaves))
 
 

@@ -17,11 +17,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mi_jax.errors import InputError
-from mi_jax.mesh import make_mesh, shard_parameters
+from mi_jax.mesh import gather_parameters, make_mesh, shard_parameters
 from mi_jax.train import checkpoints as ckpt
 from mi_jax.train.logging import RunLog
 from mi_jax.train.objective import TrainConfig
-from mi_jax.train.state import TrainState, compute_copy, init_state, make_step, split_model
+from mi_jax.train.state import TrainState, init_state, make_step, split_model
 
 
 def train(config: TrainConfig, out_dir: str | pathlib.Path) -> TrainState:
@@ -49,7 +49,7 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
     graph, params, frozen = split_model(objective.init(init_key), objective)
     params, frozen = shard_parameters(params, mesh), shard_parameters(frozen, mesh)
     state = jax.jit(lambda params, key: init_state(config, params, key))(params, step_key)
-    step_fn = make_step(config, graph, mesh)
+    step_fn = make_step(config, graph)
     del params
 
     # --- Data
@@ -106,7 +106,7 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
             if done % config.checkpoint_every == 0 or last:
                 ckpt.save(checkpoints, done, state, iterator)
             if log and sample and (done % config.sample_every == 0 or last):
-                averaged = nnx.merge(graph, *(compute_copy(tree, "float32", mesh) for tree in (state.ema, frozen)))
+                averaged = nnx.merge(graph, *gather_parameters((state.ema, frozen)))
                 log.samples(done, sample(averaged, preview, jax.random.fold_in(step_key, done)))
     finally:
         checkpoints.close()  # a checkpoint under way is finished first

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from mi_jax.data import puppet_speech
 from mi_jax.data.puppet_speech import FPS, PHONEME_CLASSES, SAMPLE_RATE
+from mi_jax.mesh import gather_parameters
 from mi_jax.models.stack import stack_layers
 from mi_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config, normalise
 
@@ -113,6 +114,7 @@ class PhonemeObjective:
         self, model: PhonemeModel, batch: dict[str, Array], key: Key[Array, ""]
     ) -> tuple[Float[Array, "b"], dict[str, Float[Array, ""]]]:
         """The loss of each clip; scalars: cross-entropy, accuracy and mouth error of the last hidden state."""
+        model = gather_parameters(model)
         logits, mouth = model(self.augment(batch["audio"], key))
         entropy = cross_entropy(logits, batch["phoneme"]).mean(1)  # [b l]
         scale = jnp.asarray(_MOUTH_SCALE).reshape(1, 1, 1, -1)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 
 from mi_jax.train.objective import Objective, TrainConfig, learning_rate
 
@@ -59,26 +58,21 @@ def init_state(config: TrainConfig, params: Any, key: jax.Array) -> TrainState:
     )
 
 
-def compute_copy(tree: Any, dtype: str, mesh: jax.sharding.Mesh) -> Any:
-    """The parameters as the loss sees them: in `dtype`, whole on every device.
+def compute_copy(tree: Any, dtype: str) -> Any:
+    """The parameters as the loss sees them: in `dtype`, spread as the masters are.
 
-    The masters, the moments and the EMA stay spread over the mesh; autodiff turns this gather into the scatter of the
-    gradient. Cast before the gather, so that half the bytes travel.
+    Models gather them where they are used (`mesh.gather_parameters`), one layer at a time if they are large; cast before
+    that, so that half the bytes travel. Autodiff turns the gather into the scatter of the gradient.
     """
-
-    def leaf(x):
-        x = x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-        return x if mesh.size == 1 else jax.sharding.reshard(x, P())
-
-    return jax.tree.map(leaf, tree)
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
-def make_step(config: TrainConfig, graph: Any, mesh: jax.sharding.Mesh) -> Callable:
+def make_step(config: TrainConfig, graph: Any) -> Callable:
     """`step(state, frozen, batch) -> (state, metrics)`, jitted; `state` is donated. Compiled once per batch shape."""
     optimizer, rate = make_optimizer(config), learning_rate(config)
 
     def mean_loss(params, frozen, batch, key):
-        params, frozen = (compute_copy(tree, config.compute_dtype, mesh) for tree in (params, frozen))
+        params, frozen = (compute_copy(tree, config.compute_dtype) for tree in (params, frozen))
         losses, extras = config.objective.loss(nnx.merge(graph, params, frozen), batch, key)
         return losses.astype(jnp.float32).mean(), extras
 

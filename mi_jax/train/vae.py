@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mi_jax.mesh import gather_parameters
 from mi_jax.models.vae import VAE, VAEConfig
 
 
@@ -54,6 +55,7 @@ class VAEObjective:
         return batches.to_iter_dataset(ahead).mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers))
 
     def loss(self, model: VAE, batch: dict[str, jax.Array], key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        model = gather_parameters(model)
         video = to_unit(batch["video"])
         mean, logvar = model.encode(video)
         noise = jax.random.normal(key, mean.shape, mean.dtype)

@@ -125,7 +125,7 @@ def test_conditions_of_two_speakers(avatar):
 
 
 def test_a_speaker_moves_only_what_its_mask_marks(avatar):
-    """With a mask that marks nothing on the latent grid, the voice is without effect; `Conditions.drop` says the same."""
+    """With a mask that marks nothing on the latent grid the voice is without effect."""
     masks = np.ones((1, 40, 48), bool)
     told = avatar.conditions(portrait(), masks, [voice(SECONDS)], "", latent_frames=4)
     deaf = dataclasses.replace(told, face_mask=told.face_mask * 0)
@@ -216,7 +216,7 @@ def test_bad_arguments_are_refused_before_the_long_work(avatar, monkeypatch, cha
 
 
 def test_unknown_and_damaged_models(avatar, tmp_path):
-    with pytest.raises(InputError, match="puppett: no such model; shipped: .*; or give a model folder"):
+    with pytest.raises(InputError, match=r"puppett: no such model; shipped: .*; or give a model folder"):
         find_model("puppett")
     with pytest.raises(InputError, match=r"config\.json"):
         load(tmp_path)

@@ -1,5 +1,7 @@
 """Guidance is the closed form, at every noise level, and costs no branch that changes nothing."""
 
+from operator import itemgetter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,10 @@ B, T, H, W, C = 3, 2, 4, 4, 5
 @pytest.fixture
 def conditions() -> Conditions:
     rng = np.random.default_rng(0)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
     return Conditions(
         text_tokens=normal(B, 6, 8),
         text_mask=jnp.ones((B, 6), bool),
@@ -67,7 +72,9 @@ def test_closed_form_and_cost(conditions, audio, text, cost):
 
 
 def test_equal_weights_are_continuous_across_the_border(conditions):
-    at = lambda border: Guidance(audio=1.7, text=1.7, two_fold_above=border)(Probe())(LATENTS, SIGMA, conditions)
+    def at(border):
+        return Guidance(audio=1.7, text=1.7, two_fold_above=border)(Probe())(LATENTS, SIGMA, conditions)
+
     np.testing.assert_allclose(at(0.0), at(2.0), rtol=1e-4, atol=1e-3)
 
 
@@ -75,7 +82,7 @@ def test_weights_per_example_equal_each_example_alone(conditions):
     audio, text = jnp.asarray([0.0, 1.0, 3.0]), jnp.asarray([2.0, 0.5, 0.0])
     together = Guidance(audio=audio, text=text)(Probe())(LATENTS, SIGMA, conditions)
     for i in range(B):
-        one = jax.tree.map(lambda leaf: leaf[i : i + 1], conditions)
+        one = jax.tree.map(itemgetter(slice(i, i + 1)), conditions)
         guidance = Guidance(audio=float(audio[i]), text=float(text[i]))
         alone = guidance(Probe())(LATENTS[i : i + 1], SIGMA[i : i + 1], one)
         np.testing.assert_allclose(together[i], alone[0], rtol=1e-4, atol=1e-3)

@@ -1,6 +1,7 @@
 """The sampler's laws, on velocities whose answer is known."""
 
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,10 @@ H, W, C, D = 2, 3, 4, 5
 
 def told(length: int, b: int = 1) -> Conditions:
     rng = np.random.default_rng(1)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
     return Conditions(
         text_tokens=normal(b, 3, D),
         text_mask=jnp.ones((b, 3), bool),
@@ -53,7 +57,7 @@ def frame_by_frame(latents, sigma, conditions):
 
 @partial(jax.jit, static_argnums=0)
 def plain_euler(velocity, x, sigmas, conditions):
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:]):
+    for sigma, sigma_next in pairwise(sigmas):
         x = euler_step(x, velocity(x, jnp.full(x.shape[0], sigma), conditions), sigma, sigma_next)
     return x
 
@@ -75,9 +79,9 @@ def test_windows_do_not_show_when_frames_are_independent(length, overlap):
 
 @pytest.mark.parametrize("group", [2, 3, 100])
 def test_the_group_size_changes_nothing(group):
-    sample = lambda group: sliding_window(
-        entangled, noise(31, 2), SIGMAS[:3], told(31, 2), window=9, overlap=4, group=group
-    )
+    def sample(group):
+        return sliding_window(entangled, noise(31, 2), SIGMAS[:3], told(31, 2), window=9, overlap=4, group=group)
+
     one, several = sample(1), sample(group)
     np.testing.assert_allclose(several, one, atol=1e-6)
 
@@ -94,9 +98,9 @@ def test_one_level_is_the_weighted_sum_of_the_windows_each_with_its_own_conditio
 
 
 def test_only_the_first_window_starts_the_video():
-    starts_only = lambda latents, sigma, conditions: (
-        jnp.ones_like(latents) * conditions.is_start.reshape(-1, 1, 1, 1, 1)
-    )
+    def starts_only(latents, sigma, conditions):
+        return jnp.ones_like(latents) * conditions.is_start.reshape(-1, 1, 1, 1, 1)
+
     moved = sliding_window(starts_only, noise(14), jnp.asarray([1.0, 0.0]), told(14), window=9, overlap=4) - noise(14)
     ramp = [1] * 5 + [1, 1, 0.5, 0] + [0] * 5  # window 0 fades out over frames 5..8
     np.testing.assert_allclose(moved[0, :, 0, 0, 0], -np.asarray(ramp), atol=1e-6)
@@ -113,17 +117,18 @@ def test_gaussian_data_is_sampled_to_its_mean_and_spread():
         return (sigma - (1 - sigma) * spread**2) / variance * centred - mean
 
     x = noise(40)
-    sampled = jax.jit(lambda x, c: sliding_window(exact, x, sigma_schedule(400, 1.0), c, window=9, overlap=4))(
-        x, told(40)
-    )
+    sampled = sliding_window(exact, x, sigma_schedule(400, 1.0), told(40), window=9, overlap=4)
     np.testing.assert_allclose(sampled, mean + spread * x, atol=0.01)
-    point = lambda latents, sigma, conditions: (latents - mean) / sigma.reshape(-1, 1, 1, 1, 1)
+
+    def point(latents, sigma, conditions):
+        return (latents - mean) / sigma.reshape(-1, 1, 1, 1, 1)
+
     exactly = sliding_window(point, x, SIGMAS, told(40), window=9, overlap=4)
     np.testing.assert_allclose(exactly, jnp.full_like(x, mean), atol=1e-5)
 
 
 def test_noise_levels_compose():
-    args = dict(window=9, overlap=4, group=2)
+    args = {"window": 9, "overlap": 4, "group": 2}
     whole = sliding_window(entangled, noise(23), SIGMAS, told(23), **args)
     x = noise(23)
     for i in range(len(SIGMAS) - 1):
@@ -141,9 +146,18 @@ def test_it_traces_once_and_a_seed_is_a_video():
 
 @pytest.mark.parametrize(("group", "guidance"), [(1, Guidance()), (4, Guidance()), (8, Guidance(audio=2.0, text=1.0))])
 def test_one_device_and_eight_give_the_same_video(guidance, group):
-    velocity = guidance(entangled)
-    sample = lambda x, c: sliding_window(velocity, x, SIGMAS, c, window=9, overlap=4, group=group)
-    alone = jax.jit(sample)(noise(42), told(42))
+    layouts = []
+
+    def velocity(latents, sigma, conditions):
+        layouts.append(jax.typeof(latents).sharding.spec[0])
+        return entangled(latents, sigma, conditions)
+
+    @jax.jit
+    def sample(x, conditions):
+        return sliding_window(guidance(velocity), x, SIGMAS[:3], conditions, window=9, overlap=4, group=group)
+
+    alone = sample(noise(42), told(42))
     with jax.set_mesh(make_mesh(data=4, seq=2)):
-        spread = jax.jit(sample)(noise(42), told(42))
+        spread = sample(noise(42), told(42))
     np.testing.assert_allclose(spread, alone, atol=1e-5)
+    assert layouts == [None, "data" if group >= 4 else None]

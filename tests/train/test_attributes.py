@@ -107,6 +107,18 @@ def test_batches_depend_on_the_seed_alone():
     assert (other["input_ids"] != again["input_ids"]).any()
 
 
+def test_portraits_return_with_new_prompts():
+    """A pool of two portraits: every batch of four shows each twice, and the two differ in their directions."""
+    o = dataclasses.replace(objective(), portraits=2)
+    batches = [b for b, _ in zip(o.dataset(0), range(4))]
+    images = np.concatenate([b["image"] for b in batches])
+    assert len(np.unique(images.reshape(16, -1), axis=0)) == 2
+    prompts = np.concatenate([b["clip_ids"] for b in batches])
+    assert len(np.unique(prompts, axis=0)) >= 14
+    expected = {draw_portrait(i)[2]["look"]["style"] for i in range(2)}
+    assert {LOOKS["style"][k] for b in batches for k in b["is/style"]} == expected
+
+
 def test_loss_of_ignorant_heads_is_the_entropy_of_the_classes():
     """With heads of zeros every class is as likely as any other; and the gradient reaches all that the tokens pass."""
     o = objective()

@@ -20,7 +20,7 @@ from flax import nnx
 from PIL import Image
 
 from mi_jax.errors import InputError
-from mi_jax.mesh import make_mesh
+from mi_jax.mesh import gather_parameters, make_mesh
 from mi_jax.train.checkpoints import load_ema, load_ema_state, named_leaves
 from mi_jax.train.logging import RunLog, encode_gif, encode_png
 from mi_jax.train.loop import to_devices, train
@@ -64,6 +64,7 @@ class Regression:
         return (indices if self.batches else indices.repeat()).random_map(draw)
 
     def loss(self, model, batch, key):
+        model = gather_parameters(model)
         x = batch["x"].astype(model["inner"].kernel.dtype)
         x = x + self.noise * jax.random.normal(key, x.shape, x.dtype)
         error = jnp.square(model["outer"](jnp.tanh(model["inner"](x))) - batch["y"].astype(x.dtype))
@@ -203,7 +204,7 @@ def compiled():
     """(mesh of one device, step function) of the default config."""
     mesh = make_mesh(devices=jax.devices()[:1])
     graph, _, _ = split_model(Regression().init(jax.random.key(1)), Regression())
-    return mesh, make_step(config(), graph, mesh)
+    return mesh, make_step(config(), graph)
 
 
 @pytest.fixture

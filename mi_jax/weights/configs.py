@@ -1,10 +1,9 @@
-"""Model folders: config.json, safetensors and tokenizers, written by this project or by `mi-jax convert`."""
+"""Config dataclasses as JSON and back: the config.json of a model folder."""
 
 import dataclasses
 import json
 import types
 import typing
-from pathlib import Path
 from typing import Any
 
 from mi_jax.errors import InputError
@@ -38,18 +37,3 @@ def config_from_json(kind: Any, value: Any, where: str) -> Any:
         item = items[0] if items and (len(items) == 1 or items[-1] is Ellipsis or len(set(items)) == 1) else Any
         return tuple(config_from_json(item, v, where) for v in value)
     return value
-
-
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """config.json of a model folder.
-
-    Raises:
-      InputError: the folder or the file is missing or is not JSON.
-    """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise InputError(f"{folder}: not a model folder (it has no config.json)")
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None

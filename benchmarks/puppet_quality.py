@@ -1,0 +1,165 @@
+"""Quality of a puppet model on held-out clips: faces, voices, languages and sentences that training never saw.
+
+    python benchmarks/puppet_quality.py --clips 100 --out benchmarks/results/puppet_quality
+
+Writes OUT.json (the summary), OUT.csv (a row per clip), OUT_mouth.png (true against generated mouth opening) and
+OUT_sheet.png (frames). Everything is read from generated pixels by `mi_jax.evaluate.puppets`:
+
+- lip sync: Pearson correlation of the mouth opening with the true one (generated; through the VAE alone, the ceiling; with
+  another clip's voice, the control), and the lag of the best correlation in frames;
+- obedience to each attribute that the prompt directs, beside what the same reader sees in the true clips;
+- identity (distance to the portrait outside the mouth) and sharpness, beside the truth's;
+- seconds of computation per second of video, after compilation.
+"""
+
+import csv
+import dataclasses
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+import jax
+import matplotlib
+import numpy as np
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+import mi_jax
+from mi_jax.data.features import to_pixels, to_signed
+from mi_jax.data.puppets import Clip, draw
+from mi_jax.evaluate.puppets import correlation, identity, mouth_opening, obedience, sharpness, sync_offset
+from mi_jax.models.tiling import decode_latents, encode_latents
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+ATTRIBUTES = ("expression", "head_motion", "background_motion")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Args:
+    out: Path
+    model: str = "puppet"
+    clips: int = 100
+    controls: int = 25
+    """Clips that are also made with another clip's voice."""
+    seconds: float = 5.16
+    seed: int = 1000
+    """Of the held-out puppets."""
+    steps: int | None = None
+    guidance_audio: float | None = None
+    guidance_text: float | None = None
+
+
+def generate(avatar: mi_jax.Avatar, args: Args, clip: Clip, audio: np.ndarray) -> np.ndarray:
+    return avatar.animate(
+        clip.video[0],
+        [mi_jax.Speaker(audio, mask=clip.mask)],
+        prompt=clip.prompt,
+        seed=0,
+        steps=args.steps,
+        guidance_audio=args.guidance_audio,
+        guidance_text=args.guidance_text,
+    )
+
+
+def measure(args: Args, avatar: mi_jax.Avatar) -> tuple[list[dict], list[tuple[Clip, np.ndarray]]]:
+    rows, shown = [], []
+    take = lambda i: draw(i, seed=args.seed, split="test", seconds=args.seconds, size=avatar.config.height)  # noqa: E731
+    generate(avatar, args, take(0), take(0).audio)  # compiles
+    vae = avatar.encoders.vae
+    for i in tqdm(range(args.clips), unit="clip"):
+        clip = take(i)
+        start = time.perf_counter()
+        video = generate(avatar, args, clip, clip.audio)
+        elapsed = time.perf_counter() - start
+        through = to_pixels(decode_latents(vae, encode_latents(vae, to_signed(clip.video)[None]))[0])
+        true, attributes = clip.mouth[:, 0], clip.attributes
+        opening = mouth_opening(video, attributes)
+        row = {
+            "clip": i,
+            "correlation": correlation(opening, true),
+            "correlation_vae": correlation(mouth_opening(through, attributes), true),
+            "offset": sync_offset(opening, true),
+            "sharpness": sharpness(video, clip.video),
+            "sharpness_vae": sharpness(through, clip.video),
+            "identity": identity(video, clip.video[0], attributes),
+            "identity_truth": identity(clip.video, clip.video[0], attributes),
+            "seconds_per_second": elapsed / (len(video) / 25),
+        }
+        for name, frames in (("", video), ("_truth", clip.video)):
+            for attribute, (told, seen) in obedience(frames, attributes).items():
+                row[f"{attribute}{name}"] = told == seen
+        if i < args.controls:
+            other = take(i + args.clips)
+            row["correlation_control"] = correlation(mouth_opening(generate(avatar, args, clip, other.audio), attributes), true)
+        rows.append(row)
+        if i < 16:
+            shown.append((clip, video))
+    return rows, shown
+
+
+def summarise(rows: list[dict]) -> dict:
+    summary = {"clips": len(rows)}
+    for name in dict.fromkeys(key for row in rows for key in row if key != "clip"):
+        values = np.array([row[name] for row in rows if name in row], float)
+        summary[name] = {"mean": round(values.mean(), 4), "median": round(float(np.median(values)), 4)}
+    summary["correlation"]["share_of_vae"] = round(
+        summary["correlation"]["mean"] / summary["correlation_vae"]["mean"], 4
+    )
+    summary["offset"]["within_1"] = float(np.mean([abs(row["offset"]) <= 1 for row in rows]))
+    return summary
+
+
+def plot_mouths(path: Path, shown: list[tuple[Clip, np.ndarray]]) -> None:
+    figure, axes = plt.subplots(4, 2, figsize=(12, 8), sharex=True)
+    for axis, (clip, video) in zip(axes.flat, shown):
+        opening = mouth_opening(video, clip.attributes)
+        seconds = np.arange(len(opening)) / 25
+        axis.plot(seconds, 100 * clip.mouth[: len(opening), 0], color="black", label="true")
+        axis.plot(seconds, 100 * opening, color="tab:red", label="generated")
+        axis.set_title(f"clip {clip.attributes['index']}: r = {correlation(opening, clip.mouth[:, 0]):.2f}", fontsize=9)
+        axis.set_ylabel("opening, % of height", fontsize=7)
+    axes.flat[0].legend(fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("seconds")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def contact_sheet(path: Path, shown: list[tuple[Clip, np.ndarray]], columns: int = 10) -> None:
+    """Per clip two rows: the truth above, generated below; the first column is the portrait."""
+    rows = []
+    for clip, video in shown:
+        at = np.linspace(0, len(video) - 1, columns).astype(int)
+        rows += [np.concatenate(list(frames[at]), axis=1) for frames in (clip.video, video)]
+    Image.fromarray(np.concatenate(rows, axis=0)).save(path, optimize=True)
+
+
+def main(args: Args) -> None:
+    avatar = mi_jax.load(args.model)
+    rows, shown = measure(args, avatar)
+    summary = summarise(rows) | {
+        "args": {key: str(value) for key, value in dataclasses.asdict(args).items()},
+        "date": time.strftime("%Y-%m-%d"),
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}",
+        "jax": jax.__version__,
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n")
+    fields = list(dict.fromkeys(key for row in rows for key in row))
+    with args.out.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fields)
+        writer.writeheader()
+        writer.writerows(rows)
+    plot_mouths(args.out.with_name(args.out.name + "_mouth.png"), shown[:8])
+    contact_sheet(args.out.with_name(args.out.name + "_sheet.png"), shown)
+    print(json.dumps(summary, indent=2))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

@@ -1,0 +1,48 @@
+"""The chunked form of attention against the plain formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mi_jax.models.attention import QUERY_CHUNK, attention
+
+
+def plain(q, k, v, length=None):
+    logits = np.einsum("bnkd,bmkd->bknm", q, k) / np.sqrt(q.shape[-1])
+    if length is not None:
+        logits = np.where(np.arange(k.shape[1])[None, None, None] < np.asarray(length)[:, None, None, None], logits, -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.einsum("bknm,bmkd->bnkd", weights / weights.sum(-1, keepdims=True), v)
+
+
+def qkv(n, m=None, seed=0):
+    shapes = [(2, n, 3, 8)] + [(2, m or n, 3, 8)] * 2
+    return [jax.random.normal(k, s) for k, s in zip(jax.random.split(jax.random.key(seed), 3), shapes)]
+
+
+@pytest.mark.parametrize("n", [7, QUERY_CHUNK, QUERY_CHUNK + 1, 2 * QUERY_CHUNK + 37])
+def test_chunked_equals_the_formula(n):
+    q, k, v = qkv(n, m=33)
+    length = jnp.asarray([33, 5], jnp.int32)
+    got = attention(q, k, v, length=length, implementation="xla")
+    np.testing.assert_allclose(got, plain(*map(np.asarray, (q, k, v)), length), rtol=1e-5, atol=1e-5)
+
+
+def test_chunked_gradients_equal_unchunked():
+    q, k, v = qkv(QUERY_CHUNK + 5, m=20)
+    loss = lambda f: lambda q, k, v: jnp.sum(jnp.sin(f(q, k, v)))  # noqa: E731
+    halves = lambda q, k, v: jnp.concatenate([attention(q[:, :100], k, v), attention(q[:, 100:], k, v)], 1)  # noqa: E731
+    got = jax.jit(jax.grad(loss(attention), argnums=(0, 1, 2)))(q, k, v)
+    expected = jax.jit(jax.grad(loss(halves), argnums=(0, 1, 2)))(q, k, v)
+    for a, b in zip(got, expected):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_is_not_attended_and_no_keys_is_finite():
+    q, k, v = qkv(9)
+    length = jnp.asarray([4, 0], jnp.int32)
+    one = attention(q, k, v, length=length)
+    two = attention(q, k.at[:, 4:].set(50.0), v.at[:, 4:].set(-3.0), length=length)
+    np.testing.assert_array_equal(one[0], two[0])
+    assert np.isfinite(np.asarray(two[1])).all()

@@ -1,0 +1,257 @@
+"""The VAE against diffusers' HunyuanVideo VAE, and the laws that hold for any weights."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLHunyuanVideo
+from flax import nnx
+
+from mi_jax.errors import InputError
+from mi_jax.models.tiling import decode_latents, decode_pieces, decode_tiled, encode_latents, encode_tiled
+from mi_jax.models.vae import VAE, VAEConfig, upsample_nearest
+
+SMALL = VAEConfig(
+    widths=(8, 16, 16, 16), norm_groups=4, latent_channels=4, encoder_blocks=1, decoder_blocks=2, tile_size=32, tile_frames=16
+)
+PUPPET = dataclasses.replace(VAEConfig.puppet(), widths=(12, 16, 16), latent_channels=4, tile_frames=8)
+
+
+def randomise(model: nnx.Module, seed: int = 0) -> nnx.Module:
+    """Noise in every parameter, the zero-initialised ones included: about the scale of 1 / sqrt(fan-in), norms around 1."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        noise = rng.standard_normal(leaf.shape).astype(np.float32)
+        if leaf.ndim > 1:
+            return jnp.asarray(noise / np.sqrt(np.prod(leaf.shape[:-1])))
+        return jnp.asarray(0.1 * noise) + jnp.float32("scale" in str(path))
+
+    graph, state = nnx.split(model)
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, state))
+
+
+def relative_error(ours, reference) -> float:
+    reference = np.asarray(reference)
+    return float(np.abs(np.asarray(ours) - reference).max() / np.abs(reference).max())
+
+
+def clip(f, h, w, seed=1, b=1):
+    return np.random.default_rng(seed).uniform(-1, 1, (b, f, h, w, 3)).astype(np.float32)
+
+
+def to_torch(x):
+    return torch.from_numpy(np.moveaxis(np.asarray(x), -1, 1).copy())
+
+
+def from_torch(x):
+    return np.moveaxis(x.numpy(), 1, -1)
+
+
+def reference_of(vae: VAE) -> AutoencoderKLHunyuanVideo:
+    """diffusers' VAE with our parameters, every one of its tensors filled."""
+    c = vae.config
+    reference = AutoencoderKLHunyuanVideo(
+        latent_channels=c.latent_channels,
+        block_out_channels=c.widths,
+        layers_per_block=c.encoder_blocks,
+        norm_num_groups=c.norm_groups,
+    ).eval()
+    tensors = {}
+
+    def conv(name, module, inner=".conv"):
+        tensors[f"{name}{inner}.weight"] = np.moveaxis(np.asarray(module.kernel[...]), (3, 4), (1, 0))
+        tensors[f"{name}{inner}.bias"] = np.asarray(module.bias[...])
+
+    def norm(name, module):
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = np.asarray(module.scale[...]), np.asarray(module.bias[...])
+
+    def linear(name, module):
+        tensors[f"{name}.weight"] = np.asarray(module.kernel[...])[0, 0, 0].T
+        tensors[f"{name}.bias"] = np.asarray(module.bias[...])
+
+    def block(name, module):
+        norm(f"{name}.norm1", module.norm1)
+        conv(f"{name}.conv1", module.conv1)
+        norm(f"{name}.norm2", module.norm2)
+        conv(f"{name}.conv2", module.conv2)
+        if module.shortcut is not None:
+            conv(f"{name}.conv_shortcut", module.shortcut)
+
+    for side, levels, resamplers in (("encoder", "down_blocks", "downs"), ("decoder", "up_blocks", "ups")):
+        module = getattr(vae, side)
+        conv(f"{side}.conv_in", module.conv_in)
+        conv(f"{side}.conv_out", module.conv_out)
+        norm(f"{side}.conv_norm_out", module.norm_out)
+        block(f"{side}.mid_block.resnets.0", module.mid.before)
+        block(f"{side}.mid_block.resnets.1", module.mid.after)
+        attention = f"{side}.mid_block.attentions.0"
+        norm(f"{attention}.group_norm", module.mid.attention.norm)
+        for name, layer in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "out")):
+            linear(f"{attention}.{name}", getattr(module.mid.attention, layer))
+        for i, level in enumerate(module.levels):
+            for j, resnet in enumerate(level):
+                block(f"{side}.{levels}.{i}.resnets.{j}", resnet)
+        for i, resampler in enumerate(getattr(module, resamplers)):
+            conv(f"{side}.{levels}.{i}.{levels[:-7]}samplers.0", resampler)
+    conv("quant_conv", vae.quant_conv, "")
+    conv("post_quant_conv", vae.post_quant_conv, "")
+    reference.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in tensors.items()}, strict=True)
+    return reference
+
+
+@pytest.fixture(scope="module")
+def small() -> VAE:
+    return randomise(VAE(SMALL, rngs=nnx.Rngs(0)))
+
+
+@pytest.fixture(scope="module")
+def puppet() -> VAE:
+    return randomise(VAE(PUPPET, rngs=nnx.Rngs(0)))
+
+
+@pytest.fixture(scope="module")
+def reference(small):
+    with torch.no_grad():
+        yield reference_of(small)
+
+
+encode = jax.jit(lambda vae, video: vae.encode(video))
+decode = jax.jit(lambda vae, latents: vae.decode(latents))
+
+
+def test_hunyuan_video_has_its_parameter_count():
+    vae = jax.eval_shape(lambda: VAE(VAEConfig.hunyuan_video(), rngs=nnx.Rngs(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(vae))) == 246_478_803
+
+
+def test_puppet_fits_its_share_of_the_package():
+    vae = jax.eval_shape(lambda: VAE(VAEConfig.puppet(), rngs=nnx.Rngs(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(vae))) < 2.25e6
+
+
+@pytest.mark.parametrize("config", [VAEConfig.hunyuan_video(), VAEConfig.puppet()], ids=["hunyuan", "puppet"])
+def test_strides_are_4x8x8_in_both_directions(config):
+    def shapes(video):
+        vae = VAE(config, rngs=nnx.Rngs(0))
+        mean, logvar = vae.encode(video)
+        return mean, logvar, vae.decode(mean)
+
+    mean, logvar, video = jax.eval_shape(shapes, jax.ShapeDtypeStruct((1, 9, 96, 64, 3), jnp.float32))
+    assert mean.shape == logvar.shape == (1, 3, 12, 8, 16)
+    assert video.shape == (1, 9, 96, 64, 3)
+
+
+@pytest.mark.parametrize(("f", "h", "w"), [(1, 16, 16), (9, 24, 40)])
+def test_encode_and_decode_equal_the_reference(small, reference, f, h, w):
+    video = clip(f, h, w)
+    posterior = reference.encode(to_torch(video)).latent_dist
+    mean, logvar = encode(small, video)
+    assert relative_error(mean, from_torch(posterior.mean)) < 1e-5
+    assert relative_error(logvar, from_torch(posterior.logvar)) < 1e-5
+    latents = np.array(mean)
+    assert relative_error(decode(small, latents), from_torch(reference.decode(to_torch(latents)).sample)) < 1e-5
+
+
+def tile_reference(reference, config, *, space):
+    c = config
+    reference.use_tiling = space
+    reference.tile_sample_min_height = reference.tile_sample_min_width = c.tile_size
+    reference.tile_sample_stride_height = reference.tile_sample_stride_width = int(c.tile_size * (1 - c.tile_overlap))
+    reference.tile_sample_min_num_frames = c.tile_frames
+    reference.tile_sample_stride_num_frames = int(c.tile_frames * (1 - c.tile_overlap))
+
+
+@pytest.mark.parametrize(("f", "h", "w"), [(5, 40, 64), (29, 16, 16), (21, 32, 48)], ids=["space", "time", "both"])
+def test_tiles_equal_the_reference(small, reference, f, h, w):
+    tile_reference(reference, SMALL, space=True)
+    video = clip(f, h, w)
+    posterior = reference.encode(to_torch(video)).latent_dist
+    mean, logvar = encode_tiled(small, video)
+    assert relative_error(mean, from_torch(posterior.mean)) < 1e-5
+    assert relative_error(logvar, from_torch(posterior.logvar)) < 1e-5
+    assert relative_error(decode_tiled(small, mean), from_torch(reference.decode(to_torch(mean)).sample)) < 1e-5
+
+
+def test_one_tile_that_covers_the_video_changes_nothing(puppet):
+    video = clip(9, 24, 24)
+    mean, logvar = encode(puppet, video)
+    np.testing.assert_array_equal(encode_tiled(puppet, video)[0], mean)
+    np.testing.assert_array_equal(encode_tiled(puppet, video)[1], logvar)
+    np.testing.assert_array_equal(decode_tiled(puppet, np.asarray(mean)), decode(puppet, mean))
+
+
+@pytest.mark.parametrize("t", range(1, 9))
+def test_tiled_decoding_yields_every_frame_once(puppet, t):
+    latents = np.random.default_rng(t).standard_normal((1, t, 2, 2, 4)).astype(np.float32)
+    pieces = list(decode_pieces(puppet, latents))
+    assert sum(piece.shape[1] for piece in pieces) == 4 * (t - 1) + 1
+    assert max(piece.shape[1] for piece in pieces) <= PUPPET.tile_frames + 1
+
+
+def test_scaled_latents_have_their_factor_and_come_back(puppet):
+    video = clip(5, 16, 16)
+    scaled = encode_latents(puppet, video)
+    np.testing.assert_allclose(scaled, np.asarray(encode(puppet, video)[0]) * PUPPET.scaling_factor, rtol=1e-6)
+    np.testing.assert_array_equal(scaled, jax.jit(VAE.encode_latents)(puppet, video))
+    np.testing.assert_allclose(
+        decode_latents(puppet, scaled), jax.jit(VAE.decode_latents)(puppet, scaled), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("f", "h", "w"), [(8, 16, 16), (5, 20, 16), (5, 16, 9)])
+def test_a_video_off_the_grid_is_refused(puppet, f, h, w):
+    with pytest.raises(InputError, match=f"{f} frames of {h}x{w}"):
+        encode_tiled(puppet, clip(f, h, w))
+
+
+def test_puppet_latents_see_no_later_frame(puppet):
+    video = clip(13, 16, 16)
+    mean = np.asarray(encode(puppet, video)[0])
+    for k in range(3):
+        changed = video.copy()
+        changed[:, 4 * k + 1 :] = -changed[:, 4 * k + 1 :]
+        again = np.asarray(encode(puppet, changed)[0])
+        np.testing.assert_allclose(again[:, : k + 1], mean[:, : k + 1], atol=1e-5)
+        assert np.abs(again[:, k + 1 :] - mean[:, k + 1 :]).max() > 1e-2
+
+
+def test_the_first_puppet_latent_is_that_of_the_first_frame_alone(puppet):
+    video = clip(9, 16, 24)
+    np.testing.assert_allclose(encode(puppet, video[:, :1])[0], encode(puppet, video)[0][:, :1], atol=1e-5)
+
+
+def test_puppet_frames_see_no_later_latent(puppet):
+    latents = np.random.default_rng(0).standard_normal((1, 4, 2, 2, 4)).astype(np.float32)
+    video = np.asarray(decode(puppet, latents))
+    for k in range(3):
+        changed = latents.copy()
+        changed[:, k + 1 :] *= -1
+        again = np.asarray(decode(puppet, changed))
+        np.testing.assert_allclose(again[:, : 4 * k + 1], video[:, : 4 * k + 1], atol=1e-5)
+        assert np.abs(again[:, 4 * k + 1 :] - video[:, 4 * k + 1 :]).max() > 1e-2
+
+
+def test_a_fresh_vae_with_shortcuts_begins_as_an_autoencoder():
+    vae = VAE(VAEConfig.puppet(), rngs=nnx.Rngs(0))
+    grey = jnp.full((1, 1, 16, 16, 3), 0.5)
+    mean, logvar = encode(vae, grey)
+    assert float(jnp.abs(mean).max()) > 1e-3
+    np.testing.assert_allclose(logvar, -6.0, atol=1e-6)
+
+
+def test_upsampling_repeats_all_but_the_first_frame_in_time():
+    x = jnp.arange(3.0).reshape(1, 3, 1, 1, 1)
+    y = upsample_nearest(x, (2, 1, 2))
+    assert y.shape == (1, 5, 1, 2, 1)
+    np.testing.assert_array_equal(y[0, :, 0, :, 0], np.array([[0, 0], [1, 1], [1, 1], [2, 2], [2, 2]]))
+
+
+def test_bf16_runs_in_bf16(puppet):
+    video = clip(5, 16, 16)
+    mean = encode(puppet, jnp.asarray(video, jnp.bfloat16))[0]
+    assert mean.dtype == jnp.bfloat16
+    assert relative_error(np.asarray(mean, np.float32), encode(puppet, video)[0]) < 0.1

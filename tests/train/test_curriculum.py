@@ -1,0 +1,176 @@
+"""The two stages: windows of records, the step at 13B without an array, the same step on one device and on eight."""
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from mi_jax.data.records import write_records
+from mi_jax.errors import InputError
+from mi_jax.mesh import make_mesh, shard_parameters
+from mi_jax.models.audio_encoder import AudioEncoderConfig, audio_windows
+from mi_jax.models.dit import DiTConfig
+from mi_jax.train.curriculum import CurriculumObjective, _cut_window, _euler
+from mi_jax.train.objective import TrainConfig
+from mi_jax.train.state import init_state, make_step, split_model
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+AUDIO = AudioEncoderConfig(input_dim=8, layers=2, width=16, heads=2, depth=1)
+TINY = DiTConfig(
+    image_to_video=True, width=32, heads=2, double_depth=2, single_depth=4, text_dim=12, pooled_dim=6,
+    rope_axes=(4, 6, 6), latent_channels=4, audio=AUDIO,
+)  # fmt: skip
+
+
+def record(rng: np.random.Generator, t: int = 9) -> dict[str, np.ndarray]:
+    half = lambda *shape: rng.normal(size=shape).astype(np.float16)  # noqa: E731
+    return {
+        "latents": half(t, 4, 4, 4),
+        "portrait": half(4, 4, 4),
+        "face_mask": (np.arange(16).reshape(4, 4) % 3 == 0).astype(np.float32),
+        "audio_hidden": half(1, 2 * (4 * (t - 1) + 1), 2, 8),
+        "image_tokens": half(2, 12),
+        "text_tokens": half(5, 12),
+        "text_mask": np.arange(5) < 3,
+        "text_pooled": half(6),
+    }
+
+
+def batch(b: int, t: int = 3) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    cut = [_cut_window(record(rng), rng, length=t, mid_clip=0.5, audio=True) for _ in range(b)]
+    return {name: np.stack([window[name] for window in cut]) for name in cut[0]}
+
+
+def test_windows_cut_latents_and_sound_together():
+    rng = np.random.default_rng(1)
+    clip = record(rng)
+    starts = set()
+    for _ in range(60):
+        window = _cut_window(clip, rng, length=4, mid_clip=0.5, audio=True)
+        start = next(s for s in range(6) if np.array_equal(window["latents"], clip["latents"][s : s + 4]))
+        starts.add(start)
+        assert window["is_start"] == (start == 0)
+        np.testing.assert_array_equal(window["audio_windows"][0], audio_windows(clip["audio_hidden"][0])[start : start + 4])
+        np.testing.assert_array_equal(window["portrait"], clip["portrait"].astype(np.float32))
+    assert starts == set(range(6))
+    whole = _cut_window(clip, rng, length=9, mid_clip=1.0, audio=False)
+    assert whole["is_start"] == 1
+    assert "audio_windows" not in whole
+
+
+def test_dataset_mixes_window_lengths_and_is_the_same_again(tmp_path):
+    rng = np.random.default_rng(0)
+    write_records(tmp_path / "records", [record(rng) for _ in range(8)])
+    objective = CurriculumObjective(
+        dit=TINY, records=str(tmp_path / "records"), windows=((3, 4), (5, 2)), window_weights=(0.5, 0.5)
+    )
+    shapes = [objective.dataset(0)[i]["latents"].shape[:2] for i in range(12)]
+    assert set(shapes) == {(4, 3), (2, 5)}
+    np.testing.assert_array_equal(objective.dataset(0)[7]["latents"], objective.dataset(0)[7]["latents"])
+    assert not np.array_equal(objective.dataset(0)[0]["latents"], objective.dataset(1)[0]["latents"])
+
+
+def test_total_loss_is_base_plus_lambda_adaptive():
+    told = {name: jnp.asarray(x) for name, x in batch(2).items()}
+    parts = []
+    for weight in (0.0, 10.0):
+        objective = CurriculumObjective(dit=TINY, records="", adaptive_weight=weight)
+        model = objective.init(jax.random.key(0))
+        parts.append(jax.jit(objective.loss)(model, told, jax.random.key(1)))
+    (base, scalars), (total, _) = parts
+    np.testing.assert_allclose(jnp.mean(base), scalars["base"], rtol=1e-5)
+    np.testing.assert_allclose(jnp.mean(total), scalars["base"] + 10 * scalars["face"], rtol=1e-5)
+
+
+def test_warm_start_keeps_stage_1_and_adds_audio(tmp_path, monkeypatch):
+    stage1 = CurriculumObjective(dit=dataclasses.replace(TINY, audio=None), records="").init(jax.random.key(5))
+    old = nnx.state(stage1)
+    monkeypatch.setattr("mi_jax.train.curriculum.load_ema_state", lambda run: old)
+    stage2 = CurriculumObjective(dit=TINY, records="", init_from="stage1").init(jax.random.key(6))
+    told = {name: jnp.asarray(x) for name, x in batch(2).items()}
+    objective = CurriculumObjective(dit=TINY, records="")
+    x, sigma = told["latents"].astype(jnp.float32), jnp.asarray([0.3, 0.8])
+    conditions = objective.conditions(stage2, told)
+    np.testing.assert_allclose(
+        stage2(x, sigma, conditions), stage1(x, sigma, dataclasses.replace(conditions, audio=None)), atol=1e-6
+    )
+    wider = dataclasses.replace(TINY, width=48, rope_axes=(8, 8, 8))
+    with pytest.raises(InputError, match="the model wants"):
+        CurriculumObjective(dit=wider, records="", init_from="stage1").init(jax.random.key(6))
+
+
+def _step_of(objective: CurriculumObjective, mesh, told) -> tuple[dict, list]:
+    config = TrainConfig(name="test", objective=objective, steps=10, learning_rate=1e-3)
+    with jax.set_mesh(mesh), jax.remove_size_one_mesh_axis_from_type(True):
+        graph, params, frozen = split_model(objective.init(jax.random.key(0)), objective)
+        params = shard_parameters(params, mesh)
+        state = jax.jit(lambda p, k: init_state(config, p, k))(params, jax.random.key(1))
+        told = {name: jax.device_put(x, P("data")) for name, x in told.items()}
+        state, metrics = make_step(config, graph)(state, frozen, told)
+    return jax.device_get(metrics), [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
+
+
+def test_one_step_is_the_same_on_one_device_and_on_eight():
+    """FSDP parameters and a batch over `data` change nothing but where things lie."""
+    objective = CurriculumObjective(dit=TINY, records="", adaptive_weight=10.0)
+    told = batch(8)
+    one, params_one = _step_of(objective, make_mesh(devices=jax.devices()[:1]), told)
+    eight, params_eight = _step_of(objective, make_mesh(data=8), told)
+    assert one["loss"] == pytest.approx(eight["loss"], rel=1e-5)
+    assert one["grad_norm"] == pytest.approx(eight["grad_norm"], rel=1e-4)
+    for a, b in zip(params_one, params_eight):
+        np.testing.assert_allclose(a, b, atol=2e-5)  # Adam's first step is the gradient's sign: tiny ones may flip
+
+
+def test_stage_2_at_13b_and_720p_is_traced_without_an_array():
+    """configs/magic_infinite_stage2.py at 720x1280x129: 33 x 90 x 160 latents, 118,800 video tokens."""
+    config = runpy.run_path(str(CONFIGS / "magic_infinite_stage2.py"))["config"]
+    objective = dataclasses.replace(config.objective, init_from=None)
+    assert (config.steps, config.learning_rate, objective.adaptive_weight) == (30_000, 1e-5, 10.0)
+    shape = lambda *s, dtype=jnp.float16: jax.ShapeDtypeStruct(s, dtype)  # noqa: E731
+    told = {
+        "latents": shape(1, 33, 90, 160, 16),
+        "portrait": shape(1, 90, 160, 16, dtype=jnp.float32),
+        "is_start": shape(1, dtype=jnp.float32),
+        "face_mask": shape(1, 90, 160, dtype=jnp.float32),
+        "audio_windows": shape(1, 1, 33, 4, 10, 13, 768),
+        "image_tokens": shape(1, 144, 4096),
+        "text_tokens": shape(1, 256, 4096),
+        "text_mask": shape(1, 256, dtype=bool),
+        "text_pooled": shape(1, 768),
+    }
+
+    def step(key, told):
+        graph, params = nnx.split(objective.init(key))
+        halves = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+        loss = lambda p: jnp.mean(objective.loss(nnx.merge(graph, p), told, key)[0])  # noqa: E731
+        return jax.value_and_grad(loss)(halves)
+
+    loss, grads = jax.eval_shape(step, jax.random.key(0), told)
+    assert loss.shape == ()
+    assert loss.dtype == jnp.float32
+    sizes = [leaf.size for leaf in jax.tree.leaves(grads)]
+    assert 12_810_991_680 < sum(sizes) < 14_500_000_000
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_samples_follow_the_velocity():
+    """Twenty Euler steps along u = eps - x for a fixed x end at x."""
+    goal = jax.random.normal(jax.random.key(0), (1, 2, 4, 4, 4))
+    noise = jax.random.normal(jax.random.key(1), goal.shape)
+
+    class Straight(nnx.Module):
+        def __init__(self):
+            self.goal = nnx.Param(goal)
+
+        def __call__(self, x, sigma, conditions):
+            return (x - self.goal[...]) / sigma.reshape(-1, 1, 1, 1, 1)
+
+    np.testing.assert_allclose(_euler(Straight(), noise, None, 3.0), goal, atol=1e-4)

@@ -1,0 +1,50 @@
+"""The losses of Eq. 1, 3 and 4 in closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mi_jax.conditions import Conditions
+from mi_jax.train.flow import adaptive_loss, base_loss, condition_dropout, squared_error
+
+TOLD = Conditions(text_tokens=jnp.zeros((2, 1, 4)), text_mask=jnp.ones((2, 1), bool))
+
+
+def test_the_true_velocity_has_no_error_and_its_negative_four_times_its_square():
+    clean, noise = (jax.random.normal(jax.random.key(i), (2, 3, 4, 4, 5)) for i in (0, 1))
+    sigma = jnp.asarray([0.1, 0.8])
+    right = squared_error(lambda x, s, c: noise - clean, clean, noise, sigma, TOLD)
+    np.testing.assert_allclose(right, 0, atol=1e-10)
+    wrong = squared_error(lambda x, s, c: clean - noise, clean, noise, sigma, TOLD)
+    np.testing.assert_allclose(base_loss(wrong), 4 * jnp.mean((noise - clean) ** 2, axis=(1, 2, 3, 4)), rtol=1e-5)
+
+
+def test_the_network_sees_the_noised_latents():
+    clean, noise = jnp.zeros((2, 1, 2, 2, 1)), jnp.ones((2, 1, 2, 2, 1))
+    seen = []
+    squared_error(lambda x, s, c: seen.append(x) or x, clean, noise, jnp.asarray([0.25, 0.5]), TOLD)
+    np.testing.assert_allclose(seen[0][:, 0, 0, 0, 0], [0.25, 0.5])
+
+
+def test_adaptive_loss_is_the_mean_over_the_face_whatever_its_size():
+    error = jnp.ones((2, 3, 4, 4, 5)).at[:, :, 0, 0].set(7.0)
+    region = jnp.zeros((2, 4, 4)).at[0, 0, 0].set(1.0).at[1].set(1.0)
+    np.testing.assert_allclose(adaptive_loss(error, region), [7.0, 1 + 6 / 16], rtol=1e-6)
+    np.testing.assert_allclose(adaptive_loss(error, jnp.zeros((2, 4, 4))), 0.0)
+
+
+def test_adaptive_loss_scales_the_masked_sum_by_hw_over_area():
+    """Eq. 3: (HW / sum M) x the mean of the masked error."""
+    error = jax.random.uniform(jax.random.key(0), (1, 2, 4, 4, 3))
+    region = (jax.random.uniform(jax.random.key(1), (1, 4, 4)) > 0.5).astype(jnp.float32)
+    expected = np.mean(np.asarray(error) * np.asarray(region)[:, None, :, :, None]) * 16 / np.asarray(region).sum()
+    np.testing.assert_allclose(adaptive_loss(error, region)[0], expected, rtol=1e-5)
+
+
+def test_condition_dropout_rates():
+    """Each part: 1 - (1 - 0.1)(1 - 0.05) = 0.145; all three: 0.05 + 0.95 * 0.001."""
+    dropped = {name: np.asarray(x) for name, x in condition_dropout(jax.random.key(0), 40_000).items()}
+    assert dropped.keys() == {"text", "image", "audio"}
+    for x in dropped.values():
+        assert abs(x.mean() - 0.145) < 0.006
+    assert abs(np.logical_and.reduce(list(dropped.values())).mean() - 0.051) < 0.004

@@ -1,0 +1,130 @@
+"""The VAE's objective: its terms in closed form, its data, and that a step reduces it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from mi_jax.models.vae import VAE, VAEConfig
+from mi_jax.train.vae import VAEObjective, measure_scaling_factor, mouth_disc, psnr, to_unit, weighted_l1
+
+TINY = dataclasses.replace(VAEConfig.puppet(), widths=(12, 16, 16), latent_channels=4)
+OBJECTIVE = VAEObjective(vae=TINY, batch_size=2, frames=5, size=32, seconds=0.68, workers=0)
+
+
+def example(seed=0, b=2, f=5, size=32):
+    rng = np.random.default_rng(seed)
+    return {
+        "video": np.repeat(np.repeat(rng.integers(0, 256, (b, f, size // 8, size // 8, 3), np.uint8), 8, 2), 8, 3),
+        "mouth": np.tile(np.float32([0.05, 0.2, 0.5, 0.75]), (b, f, 1)),
+        "mask": np.ones((b, size, size), bool),
+    }
+
+
+def test_l1_of_a_constant_error_has_no_detail():
+    target = jnp.zeros((2, 3, 4, 4, 3))
+    weight = jax.random.uniform(jax.random.key(0), (2, 3, 4, 4, 1)) + 0.5
+    pixels, detail = weighted_l1(target, target + jnp.float32(0.25), weight)
+    np.testing.assert_allclose(pixels, 0.25, rtol=1e-6)
+    np.testing.assert_allclose(detail, 0.0, atol=1e-7)
+
+
+def test_detail_counts_the_edge_that_was_lost():
+    """A step of height 1 at column 2 of 4, smoothed away: one of three differences along width is wrong by 1, no other."""
+    target = jnp.zeros((1, 2, 4, 4, 3)).at[:, :, :, 2:].set(1.0)
+    pixels, detail = weighted_l1(target, jnp.zeros_like(target), jnp.ones((1, 2, 4, 4, 1)))
+    np.testing.assert_allclose(pixels, 0.5, rtol=1e-6)
+    np.testing.assert_allclose(detail, (1 / 3) / 3, rtol=1e-6)
+
+
+def test_a_weighted_pixel_counts_in_proportion():
+    weight = jnp.ones((1, 1, 2, 2, 1)).at[0, 0, 0, 0].set(5.0)
+    target = jnp.zeros((1, 1, 2, 2, 3))
+    heavy, _ = weighted_l1(target, target.at[0, 0, 0, 0].set(1.0), weight)
+    light, _ = weighted_l1(target, target.at[0, 0, 1, 1].set(1.0), weight)
+    np.testing.assert_allclose([heavy[0], light[0]], [5 / 8, 1 / 8], rtol=1e-6)
+
+
+def test_mouth_disc_stands_on_the_mouth():
+    mouth = np.float32([[[0.1, 0.2, 0.25, 0.75]]])
+    disc = np.asarray(mouth_disc(jnp.asarray(mouth), (40, 40), 0.5))[0, 0]
+    row, column = np.unravel_index(disc.argmax(), disc.shape)
+    assert row in (29, 30)
+    assert column in (9, 10)
+    # One standard deviation (0.5 x 0.2 of 40 pixels = 4) from the centre at pixel edge 10 lies pixel 13.5 -> centre 3.5 + 0.5.
+    np.testing.assert_allclose(disc[29, 13], np.exp(-0.5 * (0.5**2 + 3.5**2) / 4**2), rtol=1e-5)
+    assert disc[0, 39] < 1e-6
+
+
+def test_psnr_of_known_errors():
+    np.testing.assert_allclose(psnr(jnp.float32([4.0, 0.04, 0.004])), [0.0, 20.0, 30.0], atol=1e-5)
+
+
+def test_loss_is_per_example_and_independent_of_the_others():
+    model, batch, key = OBJECTIVE.init(jax.random.key(0)), example(), jax.random.key(1)
+    loss, scalars = jax.jit(OBJECTIVE.loss)(model, batch, key)
+    assert loss.shape == (2,)
+    changed = {name: x.copy() for name, x in batch.items()}
+    changed["video"][1] = 255 - changed["video"][1]
+    again, _ = jax.jit(OBJECTIVE.loss)(model, changed, key)
+    np.testing.assert_allclose(again[0], loss[0], rtol=1e-5)
+    assert abs(float(again[1] - loss[1])) > 1e-4
+    total = scalars["pixels"] + OBJECTIVE.detail_weight * scalars["detail"] + OBJECTIVE.kl_weight * scalars["kl"]
+    np.testing.assert_allclose(loss.mean(), total, rtol=1e-5)
+
+
+def test_training_reduces_the_loss():
+    model = OBJECTIVE.init(jax.random.key(0))
+    graph, params = nnx.split(model)
+    optimiser = optax.adamw(2e-3)
+    batch = example()
+
+    @jax.jit
+    def step(params, state, key):
+        def mean_loss(params):
+            return OBJECTIVE.loss(nnx.merge(graph, params), batch, key)[0].mean()
+
+        loss, gradient = jax.value_and_grad(mean_loss)(params)
+        updates, state = optimiser.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    state, losses = optimiser.init(params), []
+    for key in jax.random.split(jax.random.key(1), 60):
+        params, state, loss = step(params, state, key)
+        losses.append(float(loss))
+    assert np.mean(losses[-5:]) < 0.6 * losses[0]
+
+
+def test_dataset_is_the_same_every_time_and_fits_the_loss():
+    first, again = (iter(OBJECTIVE.dataset(3)) for _ in range(2))
+    a, b = next(first), next(again)
+    assert a["video"].shape == (2, 5, 32, 32, 3)
+    assert a["video"].dtype == np.uint8
+    assert a["mouth"].shape == (2, 5, 4)
+    assert a["mask"].shape == (2, 32, 32)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+    assert np.abs(next(first)["video"].astype(int) - a["video"]).mean() > 1
+    assert np.abs(next(iter(OBJECTIVE.dataset(4)))["video"].astype(int) - a["video"]).mean() > 1
+
+
+def test_sample_shows_truth_beside_reconstruction():
+    batch = example()
+    picture = OBJECTIVE.sample(OBJECTIVE.init(jax.random.key(0)), batch, jax.random.key(1))["reconstruction"]
+    assert picture.shape == (5, 64, 64, 3)
+    assert picture.dtype == np.uint8
+    np.testing.assert_array_equal(picture[:, 32:, :32], batch["video"][1])
+
+
+def test_scaling_factor_gives_unit_latents():
+    vae: VAE = OBJECTIVE.init(jax.random.key(0))
+    clips = [example(seed)["video"][0] for seed in range(3)]
+    factor = measure_scaling_factor(vae, clips)
+    means = np.concatenate([np.asarray(vae.encode(to_unit(jnp.asarray(clip[None])))[0]) for clip in clips])
+    np.testing.assert_allclose(np.std(means * factor), 1.0, rtol=1e-4)
+    with pytest.raises(ValueError, match="no clips"):
+        measure_scaling_factor(vae, [])
