@@ -1,6 +1,6 @@
 """The puppet VAE: 96x96 video through 12x12x16 latents, one per 4 frames.
 
-    mi-jax train configs/puppet_vae.py
+Run: mi-jax train configs/puppet_vae.py
 """
 
 from mi_jax.train.objective import TrainConfig

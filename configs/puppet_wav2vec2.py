@@ -9,14 +9,14 @@ from mi_jax.train.phonemes import PhonemeObjective
 config = TrainConfig(
     name="puppet_wav2vec2",
     objective=PhonemeObjective(),
-    steps=1200,
+    steps=2400,
     learning_rate=1e-3,
     warmup_steps=100,
     decay_fraction=0.5,
     weight_decay=0.01,
     clip_norm=1.0,
     ema_decay=0.99,
-    checkpoint_every=250,
+    checkpoint_every=200,
     log_every=25,
     sample_every=0,
 )

@@ -43,7 +43,7 @@ def to_pixels(video: Float[np.ndarray | Array, "*b H W 3"]) -> UInt8[np.ndarray,
     return np.clip(np.round((np.asarray(video, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
-def portrait_latents(vae: VAE, portrait: UInt8[np.ndarray, "H W 3"]) -> Float[Array, "h w c"]:
+def portrait_latents(vae: VAE, portrait: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "h w c"]:
     """Scaled latents of one picture: latent frame 0 of a video that it starts."""
     return encode_latents(vae, jnp.asarray(to_signed(portrait))[None, None])[0, 0]
 

@@ -13,7 +13,7 @@ from mi_jax.data.puppet_looks import RGB
 SUPERSAMPLE = 4
 
 
-def circle(x, y, rx: float, ry: float | None = None, points: int = 20) -> Float[np.ndarray, "f n 2"]:
+def circle(x, y, rx, ry=None, points: int = 20) -> Float[np.ndarray, "f n 2"]:
     """An ellipse around (x, y); x and y may be numbers or arrays over frames."""
     angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
     unit = np.stack([np.cos(angle) * rx, np.sin(angle) * (rx if ry is None else ry)], -1)

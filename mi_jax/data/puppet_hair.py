@@ -7,13 +7,13 @@ from mi_jax.data.puppet_head import oval
 from mi_jax.data.puppet_looks import INK, Look, mix
 
 
-def _arc(look: Look, start: float, end: float, scale: float = 1.0, points: int = 24) -> tuple[np.ndarray, np.ndarray]:
+def _arc(look: Look, start, end, scale=1.0, points: int = 24) -> tuple[np.ndarray, np.ndarray]:
     """Along the skull from one angle to another in degrees; 0 is the top, positive to the right."""
     angle = np.radians(np.linspace(start, end, points))
     return scale * look.half_width * np.sin(angle), -scale * np.cos(angle)
 
 
-def _behind(head, x, y, depth: float = -0.35):
+def _behind(head, x, y, depth=-0.35):
     """Points behind the head: they swing the other way when it turns."""
     x, y = np.atleast_2d(x), np.atleast_2d(y)
     return head.place(

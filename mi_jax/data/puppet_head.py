@@ -103,6 +103,6 @@ def face_polygon(look: Look, pose: Pose) -> Float[np.ndarray, "f n 2"]:
     return Head(look, pose).outline(1.06)
 
 
-def oval(x: float, y: float, rx: float, ry: float, points: int = 20) -> tuple[np.ndarray, np.ndarray]:
+def oval(x, y, rx, ry, points: int = 20) -> tuple[np.ndarray, np.ndarray]:
     angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
     return x + rx * np.cos(angle), y + ry * np.sin(angle)

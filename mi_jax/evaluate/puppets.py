@@ -83,7 +83,7 @@ def _mouth_share(pixels: Float[np.ndarray, "f h w 3"], look: Look) -> Float[np.n
     return share * _widened(hue > least)
 
 
-def _wine(rgb) -> np.ndarray:
+def _wine(rgb):
     """How much of the mouth's own hue a colour has: 74 on the mouth itself, below about 20 everywhere else."""
     rgb = np.asarray(rgb, np.float32)
     red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]

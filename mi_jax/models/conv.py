@@ -1,9 +1,10 @@
 """Causal 3D convolution, channels last, in the form that suits the backend.
 
-On accelerators a causal convolution is one `lax.conv_general_dilated`. XLA's CPU backend has no fast path for it, so there it is
-written as matrix products: the width taps become input columns and the other taps become output columns that are shifted and
-added (forward), and the gradients are nine products, one per spatial tap. On two AVX-512 cores this is 2-3 times as fast as the
-library convolution in each direction. Both forms compute the same sum; a test holds values and gradients against each other.
+On accelerators a causal convolution is one `lax.conv_general_dilated`. XLA's CPU backend has no fast path for it, so
+there it is written as matrix products: the width taps become input columns and the other taps become output columns
+that are shifted and added (forward), and the gradients are nine products, one per spatial tap. On two AVX-512 cores
+this is 2-3 times as fast as the library convolution in each direction. Both forms compute the same sum; a test holds
+values and gradients against each other.
 """
 
 from functools import partial
@@ -20,7 +21,7 @@ Triple = tuple[int, int, int]
 
 
 def causal_pad(x: Float[Array, "b t h w c"], kernel: Triple) -> Float[Array, "b T H W c"]:
-    """Repeats the border pixels on all four sides and the first frame to the left in time, so that no output sees the future."""
+    """Repeats the border pixels on all sides and the first frame to the left in time: no output sees the future."""
     kt, kh, kw = kernel
     if kernel == (1, 1, 1):
         return x
@@ -44,7 +45,7 @@ def _add_over_time(taps):
 
 
 def _by_rows(x, kernel):
-    """Stride 1. Columns are the width taps; one product yields all time and height taps, which are then shifted and added."""
+    """Stride 1. Columns are the width taps; one product yields all time and height taps, then shifted and added."""
     kt, kh, kw, _, o = kernel.shape
     b, t, h, w, _ = x.shape
     x = causal_pad(x, (1, kh, kw))
@@ -55,7 +56,7 @@ def _by_rows(x, kernel):
 
 
 def _by_taps(x, kernel):
-    """Stride 1. One product per spatial tap, all time taps at once: its transpose is fast where that of `_by_rows` is not."""
+    """Stride 1. One product per spatial tap, all time taps at once: its transpose is fast, that of `_by_rows` not."""
     kt, kh, kw, _, o = kernel.shape
     h, w = x.shape[2:4]
     x = causal_pad(x, (1, kh, kw))
@@ -90,9 +91,9 @@ def _by_strided_taps(x, kernel, strides):
 def causal_conv3d(
     x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c o"], strides: Triple = (1, 1, 1), *, products: bool
 ) -> Float[Array, "b T H W o"]:
-    """Convolves with replicate padding in space and on the left in time: output frame k sees input frames 0 .. k * strides[0].
+    """Convolves with replicate padding in space and on the left in time: output k sees inputs 0 .. k * strides[0].
 
-    products: True for the matrix-product form (CPU), False for the library convolution. The kernel must be odd in space.
+    products: True for the matrix-product form (CPU), False for the library convolution. The kernel is odd in space.
     """
     if not products:
         return _by_library(x, kernel, strides)

@@ -92,14 +92,14 @@ class DiTConfig:
         """The toy of the same kind that this project trains: 96x96 puppets, 36 tokens a latent frame."""
         return cls(
             image_to_video=True,
-            width=192,
-            heads=6,
+            width=176,
+            heads=4,
             double_depth=2,
             single_depth=4,
             refiner_depth=1,
             text_dim=128,
             pooled_dim=96,
-            rope_axes=(8, 12, 12),
+            rope_axes=(12, 16, 16),
             audio=AudioEncoderConfig.puppet() if audio else None,
             remat=False,
         )
@@ -118,9 +118,14 @@ class QKV(nnx.Module):
         return self.split(self.proj(x), rope)
 
     def split(self, qkv: Float[Array, "b n e"], rope=None) -> tuple[Array, Array, Array]:
-        q, k, v = rearrange(qkv, "b n (three k d) -> three b n k d", three=3, k=self.heads)
+        q, k, v = split_heads(qkv, 3, self.heads)
         q, k = self.q_norm(q), self.k_norm(k)
         return (q, k, v) if rope is None else (apply_rope(q, rope), apply_rope(k, rope), v)
+
+
+def split_heads(x: Float[Array, "*b e"], parts: int, heads: int) -> list[Float[Array, "*b k d"]]:
+    """The `parts` (queries, keys, values) that one projection holds side by side, by heads; nothing is transposed."""
+    return [rearrange(part, "... (k d) -> ... k d", k=heads) for part in jnp.split(x, parts, axis=-1)]
 
 
 def merge_heads(x: Float[Array, "b n k d"]) -> Float[Array, "b n e"]:
@@ -203,7 +208,7 @@ class AudioAttention(nnx.Module):
     ) -> Float[Array, "b tn d"]:
         t = audio.shape[2]
         q = rearrange(self.q(self.norm(video)), "b (t n) (k d) -> b t n k d", t=t, k=self.heads)
-        k, v = rearrange(self.kv(audio), "b s t a (two k d) -> two b s t a k d", two=2, k=self.heads)
+        k, v = split_heads(self.kv(audio), 2, self.heads)
         q, k = self.q_norm(q), self.k_norm(k)
         logits = jnp.einsum("btnkd,bstakd->bstnka", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
@@ -243,7 +248,7 @@ class RefinerBlock(nnx.Module):
 
     def __call__(self, x: Array, vec: Array, length: Array) -> Array:
         gate1, gate2 = self.gates(vec)
-        q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (three k d) -> three b n k d", three=3, k=self.heads)
+        q, k, v = split_heads(self.qkv(self.norm1(x)), 3, self.heads)
         x = x + gate1 * self.out(merge_heads(attention(q, k, v, length=length, implementation="xla")))
         return x + gate2 * self.mlp(self.norm2(x))
 

@@ -132,6 +132,7 @@ def apply_rope(
 ) -> Float[Array, "b n k d"]:
     """Rotates interleaved pairs of the head dims (x0, x1), (x2, x3), ...; in f32, returned in the dtype of `x`."""
     cos, sin = (part[None, :, None, :] for part in table)
-    even, odd = jnp.moveaxis(rearrange(x.astype(jnp.float32), "b n k (r two) -> b n k r two", two=2), -1, 0)
+    pairs = rearrange(x.astype(jnp.float32), "b n k (r two) -> b n k r two", two=2)
+    even, odd = pairs[..., 0], pairs[..., 1]
     rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
     return rearrange(rotated, "b n k r two -> b n k (r two)").astype(x.dtype)

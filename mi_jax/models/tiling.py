@@ -1,12 +1,13 @@
 """Long and large videos through the VAE in bounded memory: overlapping tiles in space and time, blended linearly.
 
-The semantics are those of HunyuanVideo's tiled VAE: tiles of `tile_size` pixels and `tile_frames` frames overlap by `tile_overlap`
-of a tile; within an overlap the later tile fades in linearly over the earlier one, which ends there. A temporal tile is one latent
-frame longer than `tile_frames`, because its first frame plays the part of an image; later tiles drop it. Two things differ: a
-video that one tile covers is one tile, and a last tile shorter than the overlap fades in over the frames at its own place.
+The semantics are those of HunyuanVideo's tiled VAE: tiles of `tile_size` pixels and `tile_frames` frames overlap by
+`tile_overlap` of a tile; within an overlap the later tile fades in linearly over the earlier one, which ends there. A
+temporal tile is one latent frame longer than `tile_frames`, because its first frame plays the part of an image; later
+tiles drop it. Two things differ: a video that one tile covers is one tile, and a last tile shorter than the overlap
+fades in over the frames at its own place.
 
-A Python loop on the host runs one jitted function per tile shape and keeps results in host memory: device memory is bounded by one
-tile, and nothing that is compiled grows with the video.
+A Python loop on the host runs one jitted function per tile shape and keeps results in host memory: device memory is
+bounded by one tile, and nothing that is compiled grows with the video.
 """
 
 from collections.abc import Callable, Iterator
@@ -85,8 +86,8 @@ def _steps(vae: VAE) -> tuple[int, int, int, int]:
     # Steps are whole latents.
     step = int(size // c.spatial_stride * (1 - c.tile_overlap)) * c.spatial_stride
     frame_step = int(frames // c.temporal_stride * (1 - c.tile_overlap)) * c.temporal_stride
-    if size % c.spatial_stride or frames % c.temporal_stride or not (0 < step and 0 < frame_step):
-        raise ValueError(f"tiles of {size} pixels and {frames} frames are no multiples of the VAE's strides, or too small")
+    if size % c.spatial_stride or frames % c.temporal_stride or min(step, frame_step) < 1:
+        raise ValueError(f"tiles of {size} pixels and {frames} frames: no multiples of the VAE's strides, or too small")
     return size, step, frames, frame_step
 
 
@@ -101,19 +102,21 @@ def encode_tiled(
     s, st = vae.config.spatial_stride, vae.config.temporal_stride
     _, f, height, width, _ = video.shape
     if height % s or width % s or f % st != 1 % st:
-        raise InputError(f"video: {f} frames of {height}x{width} pixels; the VAE takes {st}k + 1 frames of multiples of {s}")
+        raise InputError(f"video: {f} frames of {height}x{width} pixels; expected {st}k + 1 frames of multiples of {s}")
     size, step, frames, frame_step = _steps(vae)
 
     def tile(x):
         return _spatial(lambda x: np.asarray(_encode(vae, jnp.asarray(x))), x, size, step, step // s)
 
-    pieces = _temporal(tile, video, frames, frame_step, frame_step // st)
+    pieces = _temporal(tile, np.asarray(video), frames, frame_step, frame_step // st)
     latents = np.concatenate(list(pieces), axis=1)[:, : (f - 1) // st + 1, : height // s, : width // s]
     mean, logvar = np.split(latents, 2, axis=-1)
     return mean, logvar
 
 
-def decode_pieces(vae: VAE, latents: Float[Array | np.ndarray, "b t h w c"]) -> Iterator[Float[np.ndarray, "b n H W 3"]]:
+def decode_pieces(
+    vae: VAE, latents: Float[Array | np.ndarray, "b t h w c"]
+) -> Iterator[Float[np.ndarray, "b n H W 3"]]:
     """Decodes unscaled latents of any length and size, and yields the video's frames in order, a few at a time."""
     s, st = vae.config.spatial_stride, vae.config.temporal_stride
     _, t, h, w, _ = latents.shape
@@ -123,7 +126,7 @@ def decode_pieces(vae: VAE, latents: Float[Array | np.ndarray, "b t h w c"]) -> 
         return _spatial(lambda z: np.asarray(_decode(vae, jnp.asarray(z))), z, size // s, step // s, step)
 
     left = (t - 1) * st + 1
-    for piece in _temporal(tile, latents, frames // st, frame_step // st, frame_step):
+    for piece in _temporal(tile, np.asarray(latents), frames // st, frame_step // st, frame_step):
         piece = piece[:, :left, : h * s, : w * s]
         left -= piece.shape[1]
         if piece.shape[1]:

@@ -1,13 +1,13 @@
-"""The causal 3D VAE of HunyuanVideo ("884-16c"): f = 4k + 1 frames of 8h x 8w pixels become k + 1 latent frames of h x w x 16.
+"""The causal 3D VAE of HunyuanVideo ("884-16c"): 4k + 1 frames of 8h x 8w pixels become k + 1 latent frames h x w x 16.
 
-Source: HunyuanVideo (arXiv 2412.03603); the reference of the tests is `AutoencoderKLHunyuanVideo` of diffusers. Three options that
-HunyuanVideo itself does not use come from later public video VAEs, for presets that are trained here: pixels folded into channels
-before the first convolution (`patch_size`, as Wan 2.2 and LTX-Video), RMS norm over channels instead of group norm
-(`norm`, as Wan and HunyuanVideo 1.5), and parameter-free shortcuts around every change of resolution (`shortcuts`, as DC-AE and
-HunyuanVideo 1.5).
+Source: HunyuanVideo (arXiv 2412.03603); the reference of the tests is `AutoencoderKLHunyuanVideo` of diffusers. Three
+options that HunyuanVideo itself does not use come from later public video VAEs, for presets that are trained here:
+pixels folded into channels before the first convolution (`patch_size`, as Wan 2.2 and LTX-Video), RMS norm over
+channels instead of group norm (`norm`, as Wan and HunyuanVideo 1.5), and parameter-free shortcuts around every change
+of resolution (`shortcuts`, as DC-AE and HunyuanVideo 1.5).
 
-Causality: convolutions and attention never look ahead. Group norm does, because its statistics span the whole clip; with
-`norm="rms"` the VAE is strictly causal, and latent 0 of a clip equals the latent of its first frame alone.
+Causality: convolutions and attention never look ahead. Group norm does, because its statistics span the whole clip;
+with `norm="rms"` the VAE is strictly causal, and latent 0 of a clip equals the latent of its first frame alone.
 """
 
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ from mi_jax.models.conv import CausalConv3d, Triple
 class VAEConfig:
     """Shape of the VAE. Defaults are HunyuanVideo's.
 
-    widths, strides: channels of each encoder level, and the (time, height, width) stride between a level and the next (one
-    fewer). decoder_strides: those of the decoder, coarse to fine; HunyuanVideo's are not the encoder's mirrored, the first
-    is spatial in both.
-    encoder_blocks, decoder_blocks: residual blocks per level. time_kernels: extent in time of each level's residual convolutions.
+    widths, strides: channels of each encoder level, and the (time, height, width) stride between a level and the next
+      (one fewer). decoder_strides: those of the decoder, coarse to fine; HunyuanVideo's are not the encoder's mirrored,
+      the first is spatial in both.
+    encoder_blocks, decoder_blocks: residual blocks per level. time_kernels: extent in time of their convolutions.
     tile_size [pixels], tile_frames, tile_overlap: tiles of the tiled paths; the overlap is a fraction of a tile.
     """
 
@@ -81,7 +81,7 @@ class VAEConfig:
 
 
 def _fold(x, strides: Triple):
-    """[b t h w c] -> [b t' h' w' (st sh sw c)]; the first frame stands alone in time, filled up with copies of itself."""
+    """[b t h w c] -> [b t' h' w' (st sh sw c)]; the first frame stands alone, filled up with copies of itself."""
     st, sh, sw = strides
     x = jnp.pad(x, ((0, 0), (st - 1, 0), (0, 0), (0, 0), (0, 0)), mode="edge")
     return rearrange(x, "b (t st) (h sh) (w sw) c -> b t h w (st sh sw c)", st=st, sh=sh, sw=sw)
@@ -156,7 +156,7 @@ class FrameCausalAttention(nnx.Module):
         self.out = CausalConv3d(c, c, (1, 1, 1), zero=True, rngs=rngs)
 
     def __call__(self, x):
-        b, t, h, w, c = x.shape
+        t, h, w = x.shape[1:4]
         y = self.norm(x)
         q = rearrange(self.query(y), "b t h w c -> t b (h w) 1 c")
         k, v = (rearrange(f(y), "b t h w c -> b (t h w) 1 c") for f in (self.key, self.value))
@@ -271,7 +271,7 @@ class Decoder(nnx.Module):
 
 
 class VAE(nnx.Module):
-    """Encoder, decoder and the two 1x1x1 convolutions between them. Parameters are f32; the computation has the input's dtype."""
+    """Encoder, decoder and the two 1x1x1 convolutions between them. f32 parameters; computes in the input's dtype."""
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         c = config.latent_channels
@@ -285,9 +285,7 @@ class VAE(nnx.Module):
         self.quant_conv.bias[...] = jnp.concatenate([jnp.zeros(c), jnp.full(c, -6.0)])
         self.post_quant_conv.kernel[...] = jnp.eye(c).reshape(1, 1, 1, c, c)
 
-    def encode(
-        self, video: Float[Array, "b f H W 3"]
-    ) -> tuple[Float[Array, "b t h w c"], Float[Array, "b t h w c"]]:
+    def encode(self, video: Float[Array, "b f H W 3"]) -> tuple[Float[Array, "b t h w c"], Float[Array, "b t h w c"]]:
         """Mean and log variance (within [-30, 20]) of the unscaled latents of a video in [-1, 1].
 
         Height and width are multiples of `config.spatial_stride` and f is 4k + 1; t is k + 1. All at once: see

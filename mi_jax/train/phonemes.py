@@ -13,6 +13,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+import soxr
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
@@ -51,6 +52,9 @@ class PhonemeModel(nnx.Module):
 class SpeechSource:
     """A Grain `RandomAccessDataSource`: puppets' speech without the pictures, made when asked for.
 
+    A clip is played faster or slower by a factor drawn from `speed`, log-uniformly. That moves pitch and formants
+    together, as smaller and larger speakers do: many more throats than espeak-ng has.
+
     Items: audio f32 [n] (just what `2 * frames` wav2vec2 steps need), phoneme int32 [2 * frames] and mouth f32
     [2 * frames, 3] (`MOUTH`) at the steps' middles, (n + 0.5) * 20 ms.
     """
@@ -60,6 +64,7 @@ class SpeechSource:
     samples: int
     seed: int = 0
     split: str = "train"
+    speed: tuple[float, float] = (1.0, 1.0)
 
     def __len__(self) -> int:
         return self.num_clips
@@ -67,7 +72,9 @@ class SpeechSource:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, int(self.split == "test"), int(index)]))
         voice = puppet_speech.sample_voice(rng, self.split)
-        speech = puppet_speech.speak(rng, voice, self.samples / SAMPLE_RATE, self.split)
+        speed = float(np.exp(rng.uniform(*np.log(self.speed))))
+        speech = puppet_speech.speak(rng, voice, speed * self.samples / SAMPLE_RATE, self.split)
+        speech = play_at(speech, speed, self.samples)
         track = puppet_speech.mouth_track(speech, self.frames)
         frame_middle, step_middle = (np.arange(self.frames) + 0.5) / FPS, (np.arange(2 * self.frames) + 0.5) / (2 * FPS)
         return {
@@ -77,12 +84,24 @@ class SpeechSource:
         }
 
 
+def play_at(speech: puppet_speech.Speech, speed: float, samples: int) -> puppet_speech.Speech:
+    """`speech` played `speed` times as fast, cut or padded to `samples`; its phonemes keep to the sound."""
+    if speed == 1.0:
+        return speech
+    # Rates are ratios here: a recording of rate 1 read at rate `speed`.
+    audio = soxr.resample(speech.audio, speed, 1.0, quality="HQ")[:samples]
+    audio = np.pad(audio, (0, samples - len(audio)))
+    phonemes = [(start / speed, end / speed, kind) for start, end, kind in speech.phonemes]
+    return dataclasses.replace(speech, audio=audio, phonemes=phonemes)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PhonemeObjective:
     """Cross-entropy of the phoneme class plus squared error of the mouth (in standard deviations), step by step.
 
     frames: video frames of a clip, two wav2vec2 steps each. last_weight: the last hidden state's share of the loss; the
     other states share the rest evenly. mouth_weight: of the squared error, relative to the cross-entropy.
+    speed: range of the playing speed of training clips (`SpeechSource`).
     noise_decibels: range of the signal-to-noise ratio of the noise that is added, half of the time. tilt: range of `a`
     in x[n] - a x[n - 1], drawn for the voice and for the noise: dull (negative) to thin (positive) sound.
     """
@@ -92,6 +111,7 @@ class PhonemeObjective:
     frames: int = 125
     last_weight: float = 0.6
     mouth_weight: float = 1.0
+    speed: tuple[float, float] = (0.84, 1.2)
     noise_decibels: tuple[float, float] = (10.0, 50.0)
     tilt: tuple[float, float] = (-0.4, 0.9)
 
@@ -100,15 +120,15 @@ class PhonemeObjective:
 
     def dataset(self, seed: int) -> grain.MapDataset:
         """Clips that do not come again: any of a billion, in order, each with a voice and sentences of its own."""
-        return grain.MapDataset.source(self._source(10**9, seed, "train")).batch(self.batch_size)
+        return grain.MapDataset.source(self._source(10**9, seed, "train", self.speed)).batch(self.batch_size)
 
     def held_out(self, count: int, seed: int = 0) -> grain.MapDataset:
         """`count` clips of voices, variants and sentences that training never hears, in batches."""
-        return grain.MapDataset.source(self._source(count, seed, "test")).batch(self.batch_size)
+        return grain.MapDataset.source(self._source(count, seed, "test", (1.0, 1.0))).batch(self.batch_size)
 
-    def _source(self, count: int, seed: int, split: str) -> SpeechSource:
+    def _source(self, count: int, seed: int, split: str, speed: tuple[float, float]) -> SpeechSource:
         samples = self.wav2vec2.num_samples(2 * self.frames)
-        return SpeechSource(num_clips=count, frames=self.frames, samples=samples, seed=seed, split=split)
+        return SpeechSource(num_clips=count, frames=self.frames, samples=samples, seed=seed, split=split, speed=speed)
 
     def loss(
         self, model: PhonemeModel, batch: dict[str, Array], key: Key[Array, ""]

@@ -20,11 +20,11 @@ class VAEObjective:
 
     vae: what is trained. batch_size, frames, size: clips per batch, frames (4k + 1) and pixels of each.
     seconds: length of the clips, of each of which a window of `frames` frames at a random place is drawn.
-    detail_weight: of the L1 between differences of neighbouring pixels and of successive frames, which L1 alone blurs away.
-    kl_weight: of the KL divergence from a unit Gaussian, mean over latent entries: small, so that it sets the scale of the
-      latents and not their content.
-    face_weight, mouth_weight: what a face pixel and the centre of a mouth count beyond the 1 of every pixel; mouth_radius:
-      standard deviation of that soft disc, in mouth widths.
+    detail_weight: of the L1 between differences of neighbouring pixels and of successive frames, which L1 alone blurs.
+    kl_weight: of the KL divergence from a unit Gaussian, mean over latent entries: small, so that it sets the scale of
+      the latents and not their content.
+    face_weight, mouth_weight: what a face pixel and the centre of a mouth count beyond the 1 of every pixel;
+      mouth_radius: standard deviation of that soft disc, in mouth widths.
     workers: processes that draw clips; 0 draws in threads of this process.
     """
 
@@ -44,7 +44,7 @@ class VAEObjective:
         return jax.jit(lambda key: VAE(self.vae, rngs=nnx.Rngs(key)))(key)
 
     def dataset(self, seed: int) -> Iterable[dict[str, Any]]:
-        """Batches of video uint8 [b f H W 3], mouth f32 [b f 4] (opening, width, x, y) and mask bool [b H W], without end."""
+        """Batches without end: video uint8 [b f H W 3], mouth f32 [b f 4] (opening, width, x, y), mask bool [b H W]."""
         import grain
 
         windows = _Windows(seed=seed, frames=self.frames, seconds=self.seconds, size=self.size)
@@ -78,7 +78,7 @@ class VAEObjective:
         return loss, scalars
 
     def sample(self, model: VAE, batch: dict[str, np.ndarray], key: jax.Array) -> dict[str, np.ndarray]:
-        """The batch's clips one below the other, uint8 [f b*H 2*W 3]: truth on the left, reconstruction on the right."""
+        """The batch's clips one below the other, uint8 [f b*H 2*W 3]: truth left, reconstruction right."""
         video = np.asarray(batch["video"])
         output = np.asarray(_reconstruct(model, video))
         both = np.concatenate([video, output], axis=3)
@@ -104,7 +104,7 @@ def psnr(squared_error: jax.Array) -> jax.Array:
 def weighted_l1(
     target: Float[Array, "b f H W 3"], output: Float[Array, "b f H W 3"], weight: Float[Array, "b f H W 1"]
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Weighted mean absolute error of each example [b], and the same of its differences along height, width and time."""
+    """Weighted mean absolute error of each example, and the same of its differences along height, width and time."""
     error = output - target
     scale = 1.0 / jnp.mean(weight, axis=(1, 2, 3, 4), keepdims=True)
     pixels = jnp.mean(jnp.abs(error) * (weight * scale), axis=(1, 2, 3, 4))
@@ -134,7 +134,7 @@ def mouth_disc(mouth: Float[Array, "b f 4"], size: tuple[int, int], radius: floa
 
 
 def measure_scaling_factor(vae: VAE, clips: Iterable[np.ndarray]) -> float:
-    """1 / standard deviation of the latent means of uint8 clips [f H W 3]: what `VAEConfig.scaling_factor` should hold."""
+    """1 / standard deviation of the latent means of uint8 clips [f H W 3]: the `VAEConfig.scaling_factor` to store."""
     encode = jax.jit(lambda vae, video: vae.encode(to_unit(video))[0])
     count, total, squares = 0, 0.0, 0.0
     for clip in clips:
@@ -147,7 +147,7 @@ def measure_scaling_factor(vae: VAE, clips: Iterable[np.ndarray]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class _Windows:
-    """A Grain data source: a window of `frames` frames at a random place of training clip `index`, only those frames drawn."""
+    """A Grain data source: `frames` frames at a random place of training clip `index`; only those are drawn."""
 
     seed: int
     frames: int

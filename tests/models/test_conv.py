@@ -25,7 +25,9 @@ def test_products_equal_the_library_convolution_in_value_and_gradient(kernel, st
         return y, *pull(jnp.cos(y))
 
     for ours, library in zip(
-        jax.jit(partial(value_and_gradients, True))(x, w), jax.jit(partial(value_and_gradients, False))(x, w), strict=True
+        jax.jit(partial(value_and_gradients, True))(x, w),
+        jax.jit(partial(value_and_gradients, False))(x, w),
+        strict=True,
     ):
         np.testing.assert_allclose(ours, library, rtol=1e-4, atol=1e-4)
 

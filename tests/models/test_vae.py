@@ -15,13 +15,19 @@ from mi_jax.models.tiling import decode_latents, decode_pieces, decode_tiled, en
 from mi_jax.models.vae import VAE, VAEConfig, upsample_nearest
 
 SMALL = VAEConfig(
-    widths=(8, 16, 16, 16), norm_groups=4, latent_channels=4, encoder_blocks=1, decoder_blocks=2, tile_size=32, tile_frames=16
+    widths=(8, 16, 16, 16),
+    norm_groups=4,
+    latent_channels=4,
+    encoder_blocks=1,
+    decoder_blocks=2,
+    tile_size=32,
+    tile_frames=16,
 )
 PUPPET = dataclasses.replace(VAEConfig.puppet(), widths=(12, 16, 16), latent_channels=4, tile_frames=8)
 
 
 def randomise(model: nnx.Module, seed: int = 0) -> nnx.Module:
-    """Noise in every parameter, the zero-initialised ones included: about the scale of 1 / sqrt(fan-in), norms around 1."""
+    """Noise in every parameter, those initialised to zero included: scale 1 / sqrt(fan-in), norms around 1."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -96,7 +102,7 @@ def reference_of(vae: VAE) -> AutoencoderKLHunyuanVideo:
             for j, resnet in enumerate(level):
                 block(f"{side}.{levels}.{i}.resnets.{j}", resnet)
         for i, resampler in enumerate(getattr(module, resamplers)):
-            conv(f"{side}.{levels}.{i}.{levels[:-7]}samplers.0", resampler)
+            conv(f"{side}.{levels}.{i}.{levels[:-7]}samplers.0.conv", resampler)
     conv("quant_conv", vae.quant_conv, "")
     conv("post_quant_conv", vae.post_quant_conv, "")
     reference.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in tensors.items()}, strict=True)

@@ -11,7 +11,7 @@ from flax import nnx
 from mi_jax.data import puppet_speech
 from mi_jax.data.puppet_speech import PHONEME_CLASSES
 from mi_jax.models.wav2vec2 import Wav2Vec2Config
-from mi_jax.train.phonemes import PhonemeModel, PhonemeObjective, SpeechSource, cross_entropy, measure
+from mi_jax.train.phonemes import PhonemeModel, PhonemeObjective, SpeechSource, cross_entropy, measure, play_at
 
 TINY = Wav2Vec2Config(
     conv_dim=16, width=32, num_layers=2, num_heads=2, mlp_width=64, position_kernel=8, position_groups=4
@@ -62,6 +62,24 @@ def test_truth_is_that_of_the_speech():
     assert np.median(quiet) < 0.1 * np.median(loud)
     assert np.mean(closed) < 0.15
     assert np.mean(opened) > 0.6
+
+
+@pytest.mark.parametrize("speed", [0.84, 1.2])
+def test_speech_played_faster_keeps_its_phonemes_on_the_sound(speed):
+    """A 440 Hz tone labelled "a" within silence: frequency, onset and label move together."""
+    time = np.arange(32_000) / 16_000
+    tone = np.where((time > 0.6) & (time < 1.4), np.sin(2 * np.pi * 440 * time), 0).astype(np.float32)
+    phonemes = [(0.0, 0.6, puppet_speech.SILENCE), (0.6, 1.4, puppet_speech.OPEN), (1.4, 2.0, puppet_speech.SILENCE)]
+    voice = puppet_speech.sample_voice(np.random.default_rng(0), "train")
+    speech = puppet_speech.Speech(audio=tone, phonemes=phonemes, text="", voice=voice)
+    samples = round(32_000 / speed)
+    played = play_at(speech, speed, samples)
+    assert played.audio.shape == (samples,)
+    _, (start, end, _), _ = played.phonemes
+    audible = np.flatnonzero(np.abs(played.audio) > 0.1) / 16_000
+    np.testing.assert_allclose([audible[0], audible[-1]], [start, end], atol=2e-3)
+    spectrum = np.abs(np.fft.rfft(played.audio[: samples // 2 * 2]))
+    assert np.argmax(spectrum) * 16_000 / (samples // 2 * 2) == pytest.approx(440 * speed, abs=1)
 
 
 def test_cross_entropy_equals_optax():

@@ -34,7 +34,7 @@ def test_l1_of_a_constant_error_has_no_detail():
 
 
 def test_detail_counts_the_edge_that_was_lost():
-    """A step of height 1 at column 2 of 4, smoothed away: one of three differences along width is wrong by 1, no other."""
+    """A step of 1 at column 2 of 4, smoothed away: one of three differences along width is wrong by 1, no other."""
     target = jnp.zeros((1, 2, 4, 4, 3)).at[:, :, :, 2:].set(1.0)
     pixels, detail = weighted_l1(target, jnp.zeros_like(target), jnp.ones((1, 2, 4, 4, 1)))
     np.testing.assert_allclose(pixels, 0.5, rtol=1e-6)
@@ -55,7 +55,7 @@ def test_mouth_disc_stands_on_the_mouth():
     row, column = np.unravel_index(disc.argmax(), disc.shape)
     assert row in (29, 30)
     assert column in (9, 10)
-    # One standard deviation (0.5 x 0.2 of 40 pixels = 4) from the centre at pixel edge 10 lies pixel 13.5 -> centre 3.5 + 0.5.
+    # The standard deviation is 0.5 x 0.2 of 40 pixels = 4; pixel (29, 13) is (0.5, 3.5) pixels from the centre.
     np.testing.assert_allclose(disc[29, 13], np.exp(-0.5 * (0.5**2 + 3.5**2) / 4**2), rtol=1e-5)
     assert disc[0, 39] < 1e-6
 

@@ -1,0 +1,304 @@
+"""Puppets: the same everywhere, true to their own records, and complete on disk."""
+
+import concurrent.futures
+import hashlib
+import json
+import subprocess
+import sys
+
+import grain
+import numpy as np
+import pytest
+from PIL import Image
+
+from mi_jax.data import media, puppet_motion, puppet_prompts, puppet_sentences, puppet_speech, puppets
+from mi_jax.data.puppet_face import mouth_curves
+from mi_jax.data.puppet_looks import sample_look
+from mi_jax.errors import InputError
+from mi_jax.evaluate.puppets import correlation, mouth_opening
+
+SECONDS = 1.64  # 41 frames
+
+
+def _digest(clip: puppets.Clip) -> str:
+    parts = (clip.video, clip.audio, clip.mouth, clip.mask)
+    text = json.dumps([clip.prompt, clip.attributes, clip.phonemes], sort_keys=True)
+    return hashlib.sha256(b"".join(p.tobytes() for p in parts) + text.encode()).hexdigest()
+
+
+def _draw_digest(index: int) -> str:
+    return _digest(puppets.draw(index, seed=5, seconds=SECONDS, size=64))
+
+
+def test_the_same_index_gives_the_same_bits_in_any_order_thread_and_process():
+    first = [_draw_digest(i) for i in range(4)]
+    assert [_draw_digest(i) for i in reversed(range(4))] == first[::-1]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(_draw_digest, range(4))) == first
+    script = (
+        "import json, hashlib\nfrom mi_jax.data import puppets\nout = []\nfor i in (3, 1):\n"
+        f"    c = puppets.draw(i, seed=5, seconds={SECONDS}, size=64)\n"
+        "    t = json.dumps([c.prompt, c.attributes, c.phonemes], sort_keys=True)\n"
+        "    b = b''.join(p.tobytes() for p in (c.video, c.audio, c.mouth, c.mask))\n"
+        "    out.append(hashlib.sha256(b + t.encode()).hexdigest())\nprint(json.dumps(out))\n"
+    )
+    printed = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    assert json.loads(printed) == [first[3], first[1]]
+
+
+@pytest.mark.parametrize("other", [{"seed": 6}, {"split": "test"}, {"index": 1}])
+def test_seed_split_and_index_each_give_another_puppet(other):
+    choice = {"index": 0, "seed": 5, "split": "train"} | other
+    base = puppets.draw_portrait(0, seed=5, size=64)[2]
+    assert puppets.draw_portrait(choice.pop("index"), **choice, size=64)[2]["look"] != base["look"]
+
+
+def test_training_and_test_share_no_voice_and_no_sentence():
+    assert not puppet_speech.voices("train") & puppet_speech.voices("test")
+    train, test = (
+        {phrase for g in table.values() for field in (g.subjects, g.verbs, g.objects) for phrase in field}
+        for table in (puppet_sentences.TRAIN, puppet_sentences.TEST)
+    )
+    # A sentence holds a subject and an object; none of these are shared, in any language.
+    assert {p for p in train & test if " " in p} == set()
+    said = [
+        {puppets.draw(i, split=split, seconds=3.0, size=32, window=(0, 1)).attributes["text"] for i in range(12)}
+        for split in puppets.SPLITS
+    ]
+    assert len(said[0] | said[1]) == 24
+
+
+@pytest.mark.parametrize(("seconds", "frames"), [(5.16, 129), (1.64, 41), (1.0, 25), (0.4, 9), (0.04, 1), (2.0, 49)])
+def test_frames_are_4k_plus_1_and_sound_is_exactly_as_long(seconds, frames):
+    clip = puppets.draw(2, seconds=seconds, size=64)
+    assert clip.video.shape == (frames, 64, 64, 3)
+    assert clip.audio.shape == (frames * 640,)
+    assert clip.mouth.shape == (frames, 4)
+    assert np.abs(clip.audio).max() <= 1
+    assert clip.phonemes[0][0] == 0
+    assert clip.phonemes[-1][1] == pytest.approx(frames / 25)
+    assert all(a[1] == b[0] for a, b in zip(clip.phonemes[:-1], clip.phonemes[1:]))
+
+
+def test_a_window_is_a_cut_of_the_whole_clip():
+    whole, part = puppets.draw(7, seconds=SECONDS), puppets.draw(7, seconds=SECONDS, window=(9, 22))
+    np.testing.assert_array_equal(part.video, whole.video[9:22])
+    np.testing.assert_array_equal(part.audio, whole.audio[9 * 640 : 22 * 640])
+    np.testing.assert_allclose(part.mouth, whole.mouth[9:22], atol=1e-6)
+    steps = puppet_speech.phoneme_steps(whole.phonemes, 41)[18:44]
+    np.testing.assert_array_equal(puppet_speech.phoneme_steps(part.phonemes, 13), steps)
+
+
+def test_the_portrait_function_shows_frame_0_and_tells_the_same_prompt():
+    for index in range(6):
+        clip = puppets.draw(index, seconds=0.36)
+        picture, prompt, attributes = puppets.draw_portrait(index)
+        assert prompt == clip.prompt
+        assert attributes["look"] == clip.attributes["look"]
+        _, _, x, y = clip.mouth[0] * 96  # only the mouth may differ: the voice may begin at once
+        row, column = np.nonzero((picture != clip.video[0]).any(-1))
+        assert (np.hypot(row - y, column - x) < 96 * 0.4 * attributes["look"]["half_height"]).all()
+
+
+def test_frame_0_is_at_rest_whatever_is_directed():
+    mouth = np.zeros(30), np.ones(30), np.zeros(30)
+    rests, later = [], []
+    for expression in puppet_motion.EXPRESSIONS:
+        for motion in puppet_motion.HEAD_MOTIONS:
+            direction = puppet_motion.Direction(
+                expression=expression, head_motion=motion, tempo="quick", period=1.2, amplitude=0.3
+            )
+            pose = puppet_motion.move(np.random.default_rng(0), direction, mouth)
+            rests.append([float(getattr(pose, name)[0]) for name in pose.__dataclass_fields__])
+            later.append(tuple(round(float(getattr(pose, name)[12]), 6) for name in pose.__dataclass_fields__))
+    np.testing.assert_allclose(rests, np.broadcast_to(rests[0], np.shape(rests)), atol=1e-9)
+    assert len(set(later)) == len(later)
+
+
+def test_lips_close_on_m_b_p_and_open_on_a():
+    """Taken over phonemes long enough to be seen (a frame and a half), in voices of both splits."""
+    closed, opened, rounded, spread = [], [], [], []
+    for seed in range(12):
+        rng, split = np.random.default_rng(seed), puppets.SPLITS[seed % 2]
+        speech = puppet_speech.speak(rng, puppet_speech.sample_voice(rng, split), 5.16, split)
+        opening, wide, round_ = puppet_speech.mouth_track(speech, 129)
+        for start, end, kind in speech.phonemes:
+            frame = int((start + end) / 2 * 25)
+            if end - start < 0.06 or frame >= 129:
+                continue
+            name = puppet_speech.PHONEME_CLASSES[kind]
+            if name == "m b p":
+                closed.append(opening[frame])
+            elif name == "a":
+                opened.append(opening[frame])
+            elif name in ("o", "u"):
+                rounded.append((wide[frame], round_[frame]))
+            elif name in ("i", "e"):
+                spread.append((wide[frame], round_[frame]))
+    assert min(len(closed), len(opened), len(rounded), len(spread)) > 20
+    assert np.median(closed) == 0
+    assert np.quantile(closed, 0.9) < 0.1
+    assert np.quantile(opened, 0.1) > 0.6
+    (round_wide, roundness), (spread_wide, spreadness) = np.median(rounded, 0), np.median(spread, 0)
+    assert round_wide < 0.8 < 1.1 < spread_wide
+    assert roundness > 0.7 > 0.3 > spreadness
+
+
+def test_sound_is_where_the_phonemes_are():
+    """Vowels are loud and silences silent: the timings belong to the sound."""
+    loud, quiet = [], []
+    for seed in range(8):
+        rng = np.random.default_rng(100 + seed)
+        voice = puppet_speech.sample_voice(rng, "train")
+        speech = puppet_speech.speak(rng, voice, 3.0, "train")
+        if voice.noise:
+            continue
+        for start, end, kind in speech.phonemes:
+            sound = speech.audio[int(start * 16000) : int(end * 16000)]
+            if len(sound) > 800:
+                (loud if kind == puppet_speech.OPEN else quiet if kind == puppet_speech.SILENCE else []).append(
+                    np.sqrt(np.mean(sound**2)) / voice.level
+                )
+    assert np.median(loud) > 0.8
+    assert np.median(quiet) < 0.02
+
+
+def test_diphthongs_and_affricates_are_shared_out():
+    classes = puppet_speech.PHONEME_CLASSES
+    parts = puppet_speech._split("ˈaɪ", 1.0, 1.2)
+    assert [classes[k] for *_, k in parts] == ["a", "i"]
+    assert parts[0][1] == pytest.approx(1.1)
+    assert [classes[k] for *_, k in puppet_speech._split("tʃ", 0, 1)] == ["t d n l", "sh"]
+    assert puppet_speech._split("ɔːɹ", 0, 3)[0][1] == pytest.approx(2)
+    assert [classes[k] for *_, k in puppet_speech._split("", 0, 1)] == ["silence"]
+
+
+def test_recorded_mouth_is_the_mouth_in_the_pixels():
+    scores = []
+    for index in range(12):
+        clip = puppets.draw(index, split=puppets.SPLITS[index % 2], seconds=2.6)
+        scores.append(correlation(mouth_opening(clip.video, clip.attributes), clip.mouth[:, 0]))
+    assert np.median(scores) >= 0.98
+    assert min(scores) >= 0.95
+
+
+def test_mask_holds_the_mouth_of_every_frame():
+    for index in range(10):
+        clip = puppets.draw(index, seconds=SECONDS, size=64)
+        _, width, x, y = clip.mouth.T
+        for dx in (-0.5, 0, 0.5):
+            column, row = ((x + dx * width) * 64).astype(int), (y * 64).astype(int)
+            assert clip.mask[row, column].all()
+        assert 0.1 < clip.mask.mean() < 0.8
+
+
+def test_lips_never_cross():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        look = sample_look(rng)
+        opening = rng.uniform(0, 1, 16)
+        pose = puppet_motion.compose("happy", 1.0, 0.0, 0.0, 0.0, (opening, np.ones(16), rng.uniform(0, 1, 16)))
+        _, upper, lower = mouth_curves(look, pose)
+        assert (upper <= lower + 1e-12).all()
+        middle = (lower - upper)[:, upper.shape[1] // 2]
+        np.testing.assert_allclose(middle, look.mouth_open * opening, rtol=1e-6)
+
+
+def test_prompts_name_what_they_direct_in_words_of_the_vocabulary():
+    vocabulary, texts = set(puppet_prompts.vocabulary()), set()
+    signs = {
+        "happy": r"happ|cheer|joy|smil", "sad": r"sad|unhapp|sorrow|tears", "angry": r"angr|anger|furious|knitted",
+        "surprised": r"surpris|amazed|astonished|raised eyebrows|wide open",
+        "turning": r"side to side|left and right|shaking", "nodding": r"nod|up and down",
+        "tilting": r"tilt|leaning", "slow": "slowly|gently|unhurriedly", "quick": "quickly|fast|briskly",
+        "left": r"left\b|leftwards|right to left", "right": r"right\b|rightwards|left to right",
+        "down": "fall|down|sink", "up": "ris|up",
+    }  # fmt: skip
+    import re
+
+    for index in range(150):
+        _, prompt, attributes = puppets.draw_portrait(index, size=16)
+        texts.add(prompt)
+        assert set(puppet_prompts.words(prompt)) <= vocabulary
+        assert len(puppet_prompts.words(prompt)) <= puppet_prompts.MAX_WORDS
+        told = [attributes["expression"], attributes["head_motion"], attributes["background_motion"]]
+        if attributes["head_motion"] != "still":
+            told.append(attributes["direction"]["tempo"])
+        for value in told:
+            if value in signs:
+                assert re.search(signs[value], prompt.lower()), (value, prompt)
+    assert len(texts) > 140
+
+
+def test_a_clip_can_be_redirected():
+    rng = np.random.default_rng(0)
+    _, _, attributes = puppets.draw_portrait(4, size=16)
+    told = {
+        (t["expression"], t["head_motion"], t["background_motion"])
+        for _, t in (puppet_prompts.redirect(rng, json.loads(json.dumps(attributes))) for _ in range(60))
+    }
+    assert len({t[0] for t in told}) == 5
+    assert len({t[1] for t in told}) == 4
+
+
+def test_source_feeds_grain():
+    source = puppets.PuppetSource(6, seed=1, seconds=0.36, size=32)
+    batch = next(iter(grain.MapDataset.source(source).shuffle(seed=0).batch(3)))
+    assert batch["video"].shape == (3, 9, 32, 32, 3)
+    assert batch["phoneme"].shape == (3, 18)
+    assert batch["phoneme"].dtype == np.int32
+    assert batch["audio"].shape == (3, 5760)
+    assert json.loads(str(batch["attributes"][0]))["split"] == "train"
+    with pytest.raises(IndexError):
+        source[6]
+
+
+def test_files_are_written_complete(tmp_path):
+    folders = puppets.write_puppets(tmp_path / "out", 2, seed=3, seconds=1.0, progress=False)
+    assert [f.name for f in folders] == ["00000", "00001"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["00000", "00001"]
+    names = ["attributes.json", "mask.png", "mouth.csv", "portrait.png", "prompt.txt", "speech.wav", "video.mp4"]
+    assert [sorted(p.name for p in f.iterdir()) for f in folders] == [names, names]
+    clip = puppets.draw(1, seed=3, seconds=1.0)
+    folder = folders[1]
+    np.testing.assert_array_equal(np.asarray(Image.open(folder / "portrait.png")), clip.video[0])
+    np.testing.assert_array_equal(np.asarray(Image.open(folder / "mask.png")) > 0, clip.mask)
+    assert (folder / "prompt.txt").read_text().strip() == clip.prompt
+    assert (folder / "mouth.csv").read_text().splitlines()[0] == "frame,opening,width,x,y"
+    table = np.loadtxt(folder / "mouth.csv", delimiter=",", skiprows=1)
+    np.testing.assert_array_equal(table[:, 0], np.arange(25))
+    np.testing.assert_allclose(table[:, 1:], clip.mouth, atol=1e-5)
+    np.testing.assert_allclose(media.read_audio(folder / "speech.wav"), clip.audio, atol=1e-4)
+    assert json.loads((folder / "attributes.json").read_text()) == json.loads(json.dumps(clip.attributes))
+    assert (folder / "video.mp4").stat().st_size > 5000
+
+
+def test_a_failure_leaves_no_half_written_clip(tmp_path, monkeypatch):
+    real, calls = media.write_video, []
+
+    def fails_on_the_second(path, *args, **kwargs):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError("disk full")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(media, "write_video", fails_on_the_second)
+    with pytest.raises(OSError, match="disk full"):
+        puppets.write_puppets(tmp_path, 3, seed=0, seconds=0.4, progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["00000"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"count": 0}, "--count"), ({"seconds": 0.0}, "--seconds"), ({"out_dir": "file"}, "file")],
+)
+def test_bad_arguments_are_named(tmp_path, arguments, message):
+    (tmp_path / "file").write_text("in the way")
+    call = {"out_dir": tmp_path / "out", "count": 1, "seed": 0, "seconds": 0.4, "progress": False} | arguments
+    call["out_dir"] = tmp_path / call["out_dir"]
+    with pytest.raises(InputError, match=message):
+        puppets.write_puppets(**call)
+    with pytest.raises(InputError, match="split"):
+        puppets.draw(0, split="validation")
+    with pytest.raises(InputError, match="window"):
+        puppets.draw(0, seconds=0.36, window=(4, 40))
