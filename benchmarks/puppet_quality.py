@@ -5,7 +5,8 @@
 Writes OUT.json (the summary), OUT.csv (a row per clip), OUT_mouth.png (true against generated mouth opening) and
 OUT_sheet.png (frames). Everything is read from generated pixels by `mi_jax.evaluate.puppets`:
 
-- lip sync: Pearson correlation of the mouth opening with the true one (generated; through the VAE alone, the ceiling; with
+- lip sync: Pearson correlation of the mouth opening with the true one (generated; through the VAE alone, the
+ceiling; with
   another clip's voice, the control), and the lag of the best correlation in frames;
 - obedience to each attribute that the prompt directs, beside what the same reader sees in the true clips;
 - identity (distance to the portrait outside the mouth) and sharpness, beside the truth's;
@@ -34,7 +35,7 @@ from mi_jax.evaluate.puppets import correlation, identity, mouth_opening, obedie
 from mi_jax.models.tiling import decode_latents, encode_latents
 
 matplotlib.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 ATTRIBUTES = ("expression", "head_motion", "background_motion")
 
@@ -95,7 +96,9 @@ def measure(args: Args, avatar: mi_jax.Avatar) -> tuple[list[dict], list[tuple[C
                 row[f"{attribute}{name}"] = told == seen
         if i < args.controls:
             other = take(i + args.clips)
-            row["correlation_control"] = correlation(mouth_opening(generate(avatar, args, clip, other.audio), attributes), true)
+            row["correlation_control"] = correlation(
+                mouth_opening(generate(avatar, args, clip, other.audio), attributes), true
+            )
         rows.append(row)
         if i < 16:
             shown.append((clip, video))

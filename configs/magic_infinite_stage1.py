@@ -1,4 +1,5 @@
-"""Stage 1 of MagicInfinite at 13B (paper 4.1.2): 80,000 steps of portrait + text at 720x1280, 129 frames, AdamW at 1e-5.
+"""Stage 1 of MagicInfinite at 13B (paper 4.1.2): 80,000 steps of portrait + text at 720x1280, 129 frames,
+AdamW at 1e-5.
 
     mi-jax train configs/magic_infinite_stage1.py --out runs/magic_infinite_stage1
 

@@ -1,4 +1,5 @@
-"""Stage 2 of MagicInfinite at 13B (paper 4.1.2): audio attention added, 30,000 steps, AdamW at 1e-5, adaptive weight 10.
+"""Stage 2 of MagicInfinite at 13B (paper 4.1.2): audio attention added, 30,000 steps, AdamW at 1e-5, adaptive
+weight 10.
 
     mi-jax train configs/magic_infinite_stage2.py --out runs/magic_infinite_stage2
 

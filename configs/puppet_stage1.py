@@ -11,7 +11,9 @@ from mi_jax.train.objective import TrainConfig
 
 config = TrainConfig(
     name="puppet_stage1",
-    objective=CurriculumObjective(dit=DiTConfig.puppet(audio=False), records="runs/records", sample_vae="runs/encoders"),
+    objective=CurriculumObjective(
+        dit=DiTConfig.puppet(audio=False), records="runs/records", sample_vae="runs/encoders"
+    ),
     steps=1200,
     learning_rate=1e-3,
     warmup_steps=50,

@@ -39,7 +39,8 @@ def clean_from_velocity(
 
 
 def shift_sigma(sigma: Float[Array, "..."], shift: float) -> Float[Array, "..."]:
-    """`sigma' = k sigma / (1 + (k - 1) sigma)`: moves noise levels towards 1 as large latents need (SD3, HunyuanVideo)."""
+    """`sigma' = k sigma / (1 + (k - 1) sigma)`: moves noise levels towards 1 as large latents need (SD3,
+    HunyuanVideo)."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 

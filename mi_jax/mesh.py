@@ -1,6 +1,4 @@
-"""Meshes and shardings: one mesh of two Explicit axes, one dataclass of PartitionSpecs named by dims (DESIGN section 6)."""
-
-import dataclasses
+"""Meshes and shardings: one mesh of two Explicit axes, parameters spread over both (DESIGN section 6)."""
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -27,15 +25,6 @@ def make_mesh(data: int | None = None, seq: int = 1, devices: list[jax.Device] |
     return jax.make_mesh((data, seq), AXES, devices=devices, axis_types=(AxisType.Explicit,) * 2)
 
 
-@dataclasses.dataclass(frozen=True)
-class Shardings:
-    """PartitionSpecs by the names of the dims they lay out; letters as in DESIGN section 1."""
-
-    batch: P = P("data")
-    latents_bthwc: P = P("data", None, None, None, None)
-    tokens_bnd: P = P("data", "seq", None)
-
-
 def parameter_spec(shape: tuple[int, ...], mesh: Mesh) -> P:
     """FSDP: the largest dimension that the whole mesh divides is spread over both axes; else replicated.
 
@@ -57,7 +46,8 @@ def shard_parameters(tree, mesh: Mesh):
 def gather_parameters(tree):
     """The whole of parameters that `parameter_spec` spread over the mesh, at the place of use.
 
-    Called inside a scanned body, it gathers one body's (already cast) parameters at a time, and its transpose scatters the
+    Called inside a scanned body, it gathers one body's (already cast) parameters at a time, and its transpose
+    scatters the
     gradients: fully sharded data parallelism. Without a mesh, or with everything in one place, it does nothing.
     """
     if jax.sharding.get_abstract_mesh().size <= 1:

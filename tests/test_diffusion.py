@@ -1,5 +1,7 @@
 """The noise convention: closed forms and round trips."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +50,7 @@ def test_euler_with_the_true_velocity_is_exact(pair):
     clean, noise = pair
     x, u = noise, velocity_target(clean, noise)
     sigmas = sigma_schedule(7, shift=5.0)
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:]):
+    for sigma, sigma_next in itertools.pairwise(sigmas):
         x = euler_step(x, u, sigma, sigma_next)
     np.testing.assert_allclose(x, clean, atol=1e-5)
 

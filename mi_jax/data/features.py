@@ -1,4 +1,5 @@
-"""From pictures, voices and sentences to what the denoiser is trained on and told: the one place where encoders are run.
+"""From pictures, voices and sentences to what the denoiser is trained on and told: the one place where
+encoders are run.
 
 Preparing records and animating a portrait go through the same functions, so that training and sampling see the same
 features.

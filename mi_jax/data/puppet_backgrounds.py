@@ -175,18 +175,19 @@ def add_movers(scene: Scene, background: Background, time: np.ndarray, paper: bo
         return
     rng = np.random.default_rng(background.layout)
     vx, vy = (v * background.speed for v in VELOCITY[background.motion])
-    outline, ink = (0.008, mix(INK, PAPER, 0.35)) if paper else (0.0, INK)
+    outline, ink = (0.009, mix(INK, PAPER, 0.25)) if paper else (0.0, INK)
 
     def tint(colour: RGB) -> RGB:
-        return mix(colour, PAPER, 0.55) if paper else colour
+        return mix(colour, PAPER, 0.4) if paper else colour
 
     if background.kind in ("waves", "hills"):
         _add_bands(scene, background, time, vx, rng, tint, outline, ink)
         return
     kind = background.kind
-    across, down = {"clouds": (3, 5), "stars": (7, 7), "snow": (6, 6), "leaves": (5, 5), "bubbles": (5, 5),
-        "balloons": (4, 4),
-                    "kites": (4, 5), "dots": (6, 6)}[kind]  # fmt: skip
+    across, down = {
+        "clouds": (3, 5), "stars": (7, 7), "snow": (6, 6), "leaves": (5, 5), "bubbles": (5, 5), "balloons": (5, 5),
+        "kites": (5, 6), "dots": (6, 6),
+    }[kind]  # fmt: skip
     x0, y0 = _scatter(rng, across, down)
     x, y = _wrapped(x0, vx, time), _wrapped(y0, vy, time)
     for k in range(len(x0)):
@@ -243,7 +244,7 @@ def _add_bands(scene, background, time, vx, rng, tint, outline, ink) -> None:
     for line, colour in zip(lines, colours):
         # Whole numbers of waves in one period, so that the band repeats seamlessly.
         counts = np.array([5, 8]) if sea else np.array([2, 5])
-        sizes = np.array([0.028, 0.012]) if sea else np.array([0.06, 0.02])
+        sizes = np.array([0.034, 0.014]) if sea else np.array([0.06, 0.02])
         phase = rng.uniform(0, 2 * np.pi, 2)
 
         def height(at, line=line, counts=counts, sizes=sizes, phase=phase):
@@ -259,6 +260,13 @@ def _add_bands(scene, background, time, vx, rng, tint, outline, ink) -> None:
             crest = np.stack([np.broadcast_to(x, top.shape), top], -1)
             foam = np.concatenate([crest, crest[:, ::-1] + (0, 0.014)], 1)
             scene.add(foam, tint(mix(colour, (255, 255, 255), 0.6)))
+        # Whitecaps and bushes: marks all over, so that a little of the band is enough to see it move.
+        marks_x, marks_y = rng.uniform(-_MARGIN, 1 + _MARGIN, 9), rng.uniform(0.03, 0.19, 9)
+        for px, depth in zip(_wrapped(marks_x, vx, time).T, marks_y):
+            size = (0.032, 0.007) if sea else (0.02, 0.014)
+            fill = mix(colour, (255, 255, 255), 0.7) if sea else mix(colour, (30, 90, 40), 0.35)
+            scene.add(circle(px, height(px - vx * time) + depth, *size, points=10), tint(fill))
+        if sea:
             continue
         for _ in range(5):
             start, scale = rng.uniform(-_MARGIN, 1 + _MARGIN, 1), rng.uniform(0.8, 1.3)

@@ -119,13 +119,13 @@ def _add_ears(scene: Scene, head: Head) -> None:
     inner = mix(look.skin, (150, 70, 50), 0.3)
     for side in (-1, 1):
         if look.ears == "human":
-            shapes = [(oval(side * look.half_width * 1.01, 0.06, 0.13, 0.2), look.skin),
-                      (oval(side * look.half_width * 1.03, 0.06, 0.065, 0.12), inner)]  # fmt: skip
+            outer = oval(side * look.half_width * 1.01, 0.06, 0.13, 0.2)
+            shapes = [(outer, look.skin), (oval(side * look.half_width * 1.03, 0.06, 0.065, 0.12), inner)]
         elif look.ears == "pointed":
             w = look.half_width
-            shapes = [((side * np.array([0.9 * w, w + 0.34, 0.95 * w]), np.array([-0.16, -0.34, 0.24])), look.skin),
-                      ((side * np.array([0.92 * w, w + 0.22, 0.95 * w]), np.array([-0.08, -0.25, 0.14])),
-                          inner)]  # fmt: skip
+            outer = side * np.array([0.9 * w, w + 0.34, 0.95 * w]), np.array([-0.16, -0.34, 0.24])
+            hollow = side * np.array([0.92 * w, w + 0.22, 0.95 * w]), np.array([-0.08, -0.25, 0.14])
+            shapes = [(outer, look.skin), (hollow, inner)]
         elif look.ears == "cat":
             w = look.half_width
             outer = side * w * np.array([0.98, 0.86, 0.2]), np.array([-0.45, -1.42, -0.92])
@@ -175,11 +175,9 @@ def _add_beard(scene: Scene, head: Head) -> None:
         order = np.argsort(np.arctan2(y[jaw], x[jaw]))
         edge_x, edge_y = x[jaw][order] * 1.02, y[jaw][order] * 1.04
         top_y = 0.16 + 0.2 * (1 - v**2)
-        scene.add(
-            np.concatenate([head.rim(edge_x, edge_y), head.surface(0.97 * look.half_width * v * np.sqrt(1 - top_y**2),
-                top_y)], 1),
-            look.hair, look.outline * look.half_height, head.ink(look.hair),
-        )  # fmt: skip
+        top = head.surface(0.97 * look.half_width * v * np.sqrt(1 - top_y**2), top_y)
+        beard = np.concatenate([head.rim(edge_x, edge_y), top], 1)
+        scene.add(beard, look.hair, look.outline * look.half_height, head.ink(look.hair))
     if look.beard == "goatee":
         x, y = oval(0, 0.86, 0.22, 0.2)
         scene.add(head.rim(x, np.minimum(y, 1.08)), look.hair, look.outline * look.half_height, head.ink(look.hair))

@@ -105,9 +105,10 @@ def add_front_hair(scene, head) -> None:
         y = np.concatenate([-1.38 - 0.1 * np.abs(crest % 0.4 - 0.2) * 4 + 0.16 * crest**2, [-0.52, -0.52]])
         scene.add(head.solid(x, y, np.concatenate([np.full(15, 0.1), [0.6, 0.6]])), look.hair, line, ink)
         return
-    volume = {"buzzed": 1.02, "short": 1.08, "parted": 1.1, "fringed": 1.09, "bob": 1.12, "long": 1.11, "curly": 1.05,
-        "afro": 1.1,
-              "spiky": 1.06, "bun": 1.06, "pigtails": 1.07, "ponytail": 1.07}[style]  # fmt: skip
+    volume = {
+        "buzzed": 1.02, "short": 1.08, "parted": 1.1, "fringed": 1.09, "bob": 1.12, "long": 1.11, "curly": 1.05,
+        "afro": 1.1, "spiky": 1.06, "bun": 1.06, "pigtails": 1.07, "ponytail": 1.07,
+    }[style]  # fmt: skip
     reach = {"buzzed": 84, "bob": 106, "long": 108, "fringed": 100}.get(style, 94)
     if style == "spiky":
         angle = np.linspace(-88, 88, 27)

@@ -39,14 +39,13 @@ CLOTHES: dict[str, RGB] = {
 HEADS: dict[str, tuple[float, float, float, float, float]] = {
     "round": (0.92, 2.0, 2.1, 0.00, 0.02), "oval": (0.79, 2.0, 2.0, 0.08, 0.00), "square": (0.84, 2.3, 3.1, 0.00, 0.00),
     "heart-shaped": (0.87, 2.1, 1.9, 0.26, 0.00), "pear-shaped": (0.80, 2.0, 2.5, -0.05, 0.09),
-    "long": (0.70, 2.2, 2.3, 0.05, 0.00), "egg-shaped": (0.82, 2.0, 2.0, 0.17, 0.03), "wide": (0.98, 2.1, 2.3, 0.03,
-        0.00),
+    "long": (0.70, 2.2, 2.3, 0.05, 0.00), "egg-shaped": (0.82, 2.0, 2.0, 0.17, 0.03),
+    "wide": (0.98, 2.1, 2.3, 0.03, 0.00),
 }  # fmt: skip
 
 HAIRSTYLES = (
     "bald", "buzzed", "short", "parted", "fringed", "bob", "long", "curly", "afro", "mohawk", "spiky", "bun",
-    "pigtails",
-    "ponytail",
+    "pigtails", "ponytail",
 )  # fmt: skip
 HAIRLINES = ("straight", "zigzag", "side", "centre", "round", "high")
 EYES = ("dot", "round", "almond", "big", "half-closed")
@@ -57,9 +56,8 @@ BEARDS = ("none", "full beard", "goatee", "moustache")
 GLASSES = ("none", "round glasses", "square glasses", "thick glasses")
 TOPS = ("plain", "striped", "collar", "v-neck", "buttons", "scarf", "bow tie", "hood", "dotted")
 IRIDES: dict[str, RGB] = {
-    "brown": (104, 64, 34), "blue": (48, 112, 196), "green": (56, 140, 78), "grey": (104, 118, 134), "amber": (196,
-        128, 28),
-    "violet": (104, 76, 176),
+    "brown": (104, 64, 34), "blue": (48, 112, 196), "green": (56, 140, 78), "grey": (104, 118, 134),
+    "amber": (196, 128, 28), "violet": (104, 76, 176),
 }  # fmt: skip
 
 

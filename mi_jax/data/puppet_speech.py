@@ -214,10 +214,15 @@ class _EventId(ctypes.Union):
 
 class _Event(ctypes.Structure):
     _fields_ = (
-        ("type", ctypes.c_int), ("unique_identifier", ctypes.c_uint), ("text_position", ctypes.c_int), ("length",
-            ctypes.c_int),
-        ("audio_position", ctypes.c_int), ("sample", ctypes.c_int), ("user_data", ctypes.c_void_p), ("id", _EventId),
-    )  # fmt: skip
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", _EventId),
+    )
 
 
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
@@ -256,9 +261,11 @@ class _engine:
             self.__exit__()
             raise RuntimeError(f"espeak-ng has no voice {self.voice.name}")
         for parameter, value in (
-            (_RATE, self.voice.words_per_minute), (_VOLUME, 100), (_PITCH, self.voice.pitch), (_RANGE,
-                self.voice.pitch_range),
-        ):  # fmt: skip
+            (_RATE, self.voice.words_per_minute),
+            (_VOLUME, 100),
+            (_PITCH, self.voice.pitch),
+            (_RANGE, self.voice.pitch_range),
+        ):
             self.library.espeak_SetParameter(parameter, value, 0)
         return self._say
 

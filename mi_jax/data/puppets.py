@@ -88,15 +88,13 @@ def draw(
     paint = ImageDraw.Draw(mask_picture).polygon
     for polygon in np.rint(face * size).astype(int).reshape(len(face), -1).tolist():
         paint(polygon, 1)
-    low, high = face.min((0, 1)), face.max((0, 1))
     attributes = {
-        "index": index, "seed": seed, "split": split, "size": size, "frames": stop - start, "first_frame": start,
-        "expression": direction.expression, "head_motion": direction.head_motion,
-        "background_motion": background.motion,
-        "direction": dataclasses.asdict(direction), "look": dataclasses.asdict(look),
-        "background": dataclasses.asdict(background), "voice": dataclasses.asdict(voice), "text": speech.text,
-        "face_box": [float(v) for v in (*low, *high)],
-    }  # fmt: skip
+        **_attributes(index, seed, split, size, look, direction, background, face),
+        "frames": stop - start,
+        "first_frame": start,
+        "voice": dataclasses.asdict(voice),
+        "text": speech.text,
+    }
     offset = start / FPS
     phonemes = [
         (max(a, offset) - offset, min(b, stop / FPS) - offset, k)
@@ -116,7 +114,8 @@ def draw_portrait(
     """Picture, prompt and attributes of clip `index` before it speaks, in milliseconds: no voice is synthesised.
 
     The picture is frame 0 of `draw` with the mouth at rest; the attributes are those of its attributes that do not
-    depend on speech."""
+    depend on speech.
+    """
     look_rng, _, motion_rng, background_rng, prompt_rng = _generators(index, seed, split)
     look = puppet_looks.sample_look(look_rng)
     direction = puppet_motion.sample_direction(motion_rng)
@@ -124,15 +123,25 @@ def draw_portrait(
     background = puppet_backgrounds.sample_background(background_rng, look.style == "line drawing")
     prompt = puppet_prompts.write_prompt(prompt_rng, look, direction, background.kind, background.motion)
     face = puppet_head.face_polygon(look, pose)
-    attributes = {
-        "index": index, "seed": seed, "split": split, "size": size,
-        "expression": direction.expression, "head_motion": direction.head_motion,
-        "background_motion": background.motion,
-        "direction": dataclasses.asdict(direction), "look": dataclasses.asdict(look),
-        "background": dataclasses.asdict(background), "face_box": [float(v) for v in (*face.min((0, 1)), *face.max((0,
-            1)))],
-    }  # fmt: skip
+    attributes = _attributes(index, seed, split, size, look, direction, background, face)
     return _render(look, pose, background, np.zeros(1), size)[0], prompt, attributes
+
+
+def _attributes(index, seed, split, size, look, direction, background, face) -> dict:
+    """What is drawn and directed, json-able; `face_box` is left, top, right, bottom as fractions of the picture."""
+    return {
+        "index": index,
+        "seed": seed,
+        "split": split,
+        "size": size,
+        "expression": direction.expression,
+        "head_motion": direction.head_motion,
+        "background_motion": background.motion,
+        "direction": dataclasses.asdict(direction),
+        "look": dataclasses.asdict(look),
+        "background": dataclasses.asdict(background),
+        "face_box": [float(v) for v in (*face.min((0, 1)), *face.max((0, 1)))],
+    }
 
 
 def _generators(index: int, seed: int, split: str) -> tuple[np.random.Generator, ...]:

@@ -215,7 +215,10 @@ def background_motion(video: Video, attributes: dict, *, gap: int = 8) -> str:
     size = video.shape[1]
     free = _around(look, size)
     gap = min(gap, len(video) - 1)
-    earlier, later = (v.astype(np.float32) for v in (video[:-gap:4], video[gap::4]))
+    # A sky stands still while clouds drift before it: its gradient is what each row has in common.
+    rows = [np.median(video[::4, y][:, free[y]], (0, 1)) if free[y].any() else np.zeros(3) for y in range(size)]
+    movers = video.astype(np.float32) - np.stack(rows)[:, None].astype(np.float32)
+    earlier, later = movers[:-gap:4], movers[gap::4]
     earlier = earlier[: len(later)]
     most = round(0.28 * size * gap / 25)
     least = max(1, round(0.09 * size * gap / 25))
@@ -242,7 +245,7 @@ def background_motion(video: Video, attributes: dict, *, gap: int = 8) -> str:
 @functools.lru_cache(maxsize=4)
 def _around(look: Look, size: int) -> Bool[np.ndarray, "h w"]:
     """The pixels that the puppet covers at no angle."""
-    turns = {m: np.linspace(a[0], a[-1], 5) * 0.9 for m, a in _FAMILIES.items()}
+    turns = {m: np.linspace(a[0], a[-1], 5) * 0.7 for m, a in _FAMILIES.items()}
     count = sum(len(a) for a in turns.values())
     angle = {m: np.zeros(count) for m in turns}
     for k, (motion, values) in enumerate(turns.items()):

@@ -1,8 +1,11 @@
-"""The denoiser: HunyuanVideo's dual-stream to single-stream video DiT, with portrait and audio conditions (paper 3.1-3.2).
+"""The denoiser: HunyuanVideo's dual-stream to single-stream video DiT, with portrait and audio conditions
+(paper 3.1-3.2).
 
-Depth is carried by two homogeneous scans. Body A is one double block (video and text keep their own weights, attention is
+Depth is carried by two homogeneous scans. Body A is one double block (video and text keep their own weights,
+attention is
 joint), body B two single blocks (one stream); after each body comes the face-masked audio cross-attention, if the model
-has audio. A stage-1 model is the same tree without the audio leaves. The public HunyuanVideo weights map onto this tree.
+has audio. A stage-1 model is the same tree without the audio leaves. The public HunyuanVideo weights map onto
+this tree.
 """
 
 import dataclasses
@@ -27,7 +30,6 @@ from mi_jax.models.layers import (
     RMSNorm,
     apply_rope,
     gelu_tanh,
-    layer_norm,
     linear,
     modulate,
     rope_table,
@@ -84,7 +86,8 @@ class DiTConfig:
 
     @classmethod
     def magic_infinite_13b(cls, audio: bool = True) -> "DiTConfig":
-        """The paper's model: 33 input channels, no embedded guidance; 12,810,991,680 parameters without audio (stage 1)."""
+        """The paper's model: 33 input channels, no embedded guidance; 12,810,991,680 parameters without audio
+        (stage 1)."""
         return cls(image_to_video=True, audio=AudioEncoderConfig.base() if audio else None)
 
     @classmethod
@@ -189,8 +192,8 @@ class SingleBlock(nnx.Module):
 class AudioAttention(nnx.Module):
     """Face-masked audio cross-attention (paper Eq. 2): `h += sum_s Attn(h, audio_s, audio_s) * mask_s`.
 
-    The video tokens of a latent frame attend only to the audio tokens of that frame. The mask multiplies the output, so a
-    token outside every mask receives exactly zero; the output projection starts at zero.
+    The video tokens of a latent frame attend only to the audio tokens of that frame. The mask multiplies the
+    output, so a token outside every mask receives exactly zero; the output projection starts at zero.
     """
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
@@ -280,7 +283,9 @@ class FinalLayer(nnx.Module):
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         self.modulation = Modulation(config.width, 2, rngs=rngs)
-        self.out = linear(config.width, config.patch[1] * config.patch[2] * config.latent_channels, init=zeros_init, rngs=rngs)
+        self.out = linear(
+            config.width, config.patch[1] * config.patch[2] * config.latent_channels, init=zeros_init, rngs=rngs
+        )
 
     def __call__(self, x: Array, vec: Array) -> Array:
         shift, scale = self.modulation(vec)
@@ -288,7 +293,8 @@ class FinalLayer(nnx.Module):
 
 
 class DiT(nnx.Module):
-    """`dit(latents, sigma, conditions) -> velocity`: the denoiser u_theta of Eq. 1, in the convention of `mi_jax.diffusion`."""
+    """`dit(latents, sigma, conditions) -> velocity`: the denoiser u_theta of Eq. 1, in the convention of
+    `mi_jax.diffusion`."""
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -320,7 +326,7 @@ class DiT(nnx.Module):
 
         The latent height and width are multiples of the patch (2).
         """
-        b, t, h, w, _ = latents.shape
+        _b, t, h, w, _ = latents.shape
         grid = (t, h // self.config.patch[1], w // self.config.patch[2])
         image_in, time_in, pooled_in, guidance_in = gather_parameters(
             (self.image_in, self.time_in, self.pooled_in, self.guidance_in)

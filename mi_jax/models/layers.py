@@ -16,7 +16,12 @@ zeros_init = nnx.initializers.zeros_init()
 def linear(d_in: int, d_out: int, *, rngs: nnx.Rngs, bias: bool = True, init: Callable | None = None) -> nnx.Linear:
     """A dense layer with f32 master weights that computes in the dtype of its (cast) parameters."""
     return nnx.Linear(
-        d_in, d_out, use_bias=bias, kernel_init=init or nnx.initializers.xavier_uniform(), param_dtype=jnp.float32, rngs=rngs
+        d_in,
+        d_out,
+        use_bias=bias,
+        kernel_init=init or nnx.initializers.xavier_uniform(),
+        param_dtype=jnp.float32,
+        rngs=rngs,
     )
 
 
@@ -55,13 +60,16 @@ class RMSNorm(nnx.Module):
         return (y * self.scale[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
-def modulate(x: Float[Array, "b n d"], shift: Float[Array, "b 1 d"], scale: Float[Array, "b 1 d"]) -> Float[Array, "b n d"]:
+def modulate(
+    x: Float[Array, "b n d"], shift: Float[Array, "b 1 d"], scale: Float[Array, "b 1 d"]
+) -> Float[Array, "b n d"]:
     """`layer_norm(x) * (1 + scale) + shift` in f32, returned in the dtype of `x` (adaptive layer norm)."""
     return (layer_norm(x) * (1 + scale.astype(jnp.float32)) + shift.astype(jnp.float32)).astype(x.dtype)
 
 
 class Modulation(nnx.Module):
-    """From the conditioning vector to `count` vectors (shifts, scales, gates); zero-initialised, so a block starts as identity."""
+    """From the conditioning vector to `count` vectors (shifts, scales, gates); zero-initialised, so a block
+    starts as identity."""
 
     def __init__(self, dim: int, count: int, *, rngs: nnx.Rngs):
         self.count = count
@@ -102,8 +110,11 @@ def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
 def sinusoid(position: Float[Array, "n"], dim: int, max_period: float = 10_000.0) -> Float[Array, "n {dim}"]:
     """Sinusoidal embedding, cosines then sines, f32 (HunyuanVideo's timestep embedding)."""
     half = dim // 2
-    # In NumPy's f32 as the reference's f32: at position 6000 one bit here is 1e-3 radians there, and weights are used to it.
-    frequencies = jnp.asarray(np.exp(np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half)))
+    # In NumPy's f32 as the reference's f32: at position 6000 one bit here is 1e-3 radians there, and weights
+    # are used to it.
+    frequencies = jnp.asarray(
+        np.exp(np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half))
+    )
     angles = position.astype(jnp.float32)[:, None] * frequencies[None, :]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 

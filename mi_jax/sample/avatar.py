@@ -166,6 +166,8 @@ class Avatar:
         steps = config.steps if steps is None else steps
         if steps < 1:
             raise InputError(f"steps is {steps}, at least 1 is needed")
+        if not 0 <= seed < 2**32:
+            raise InputError(f"seed is {seed}, must lie in 0 .. 2^32 - 1")
         weights = {"audio": guidance_audio, "text": guidance_text}
         defaults = {"audio": config.guidance_audio, "text": config.guidance_text}
         weights = {name: defaults[name] if value is None else float(value) for name, value in weights.items()}

@@ -26,8 +26,8 @@ class Guidance:
     audio, text: the weights: numbers, or arrays of one value or of one per example (distillation).
     two_fold_above: the noise level, as the network is fed it, from which on the two-fold form is used.
 
-    The branches are one batch. Branches that number weights of 0 leave without effect are not computed: both 0 costs one
-    evaluation, text 0 two (what is dropped is chosen by sigma), else three.
+    The branches are one batch. Branches that number weights of 0 leave without effect are not computed: both 0
+    costs one evaluation, text 0 two (what is dropped is chosen by sigma), else three.
     """
 
     audio: float | Float[Array, ""] | Float[Array, "b"] = 0.0

@@ -27,16 +27,19 @@ from mi_jax.weights.native import load_into, read_config
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CurriculumObjective:
-    """Flow matching on prepared records. Stage 1 has a `dit` without audio and `adaptive_weight` 0; stage 2 adds both."""
+    """Flow matching on prepared records. Stage 1 has a `dit` without audio and `adaptive_weight` 0; stage 2
+    adds both."""
 
     dit: DiTConfig
     records: str
     """Folder of feature records (`mi-jax prepare`)."""
     init_from: str | None = None
-    """A finished run whose averaged parameters this one starts from; leaves it lacks (audio) keep their initial values."""
+    """A finished run whose averaged parameters this one starts from; leaves it lacks (audio) keep their
+    initial values."""
     shift: float = 3.0
     windows: tuple[tuple[int, int], ...] = ((9, 6), (17, 3), (33, 2))
-    """(latent frames, batch size) of the training windows. Each step draws one kind, so that every length is learned."""
+    """(latent frames, batch size) of the training windows. Each step draws one kind, so that every length is
+    learned."""
     window_weights: tuple[float, ...] = (0.4, 0.3, 0.3)
     mid_clip: float = 0.5
     """Share of windows cut from the middle of a clip: the portrait stays as identity, but does not start the window."""
@@ -54,16 +57,21 @@ class CurriculumObjective:
         return model if self.init_from is None else _warm_start(model, self.init_from)
 
     def dataset(self, seed: int) -> grain.MapDataset:
-        """Batches of windows, any step of which can be drawn on its own; the mixture of lengths is fixed by the seed."""
+        """Batches of windows, any step of which can be drawn on its own; the mixture of lengths is fixed by
+        the seed."""
         source = RecordSource(self.records)
         kinds = []
         for i, (length, batch) in enumerate(self.windows):
-            cut = functools.partial(_cut_window, length=length, mid_clip=self.mid_clip, audio=self.dit.audio is not None)
+            cut = functools.partial(
+                _cut_window, length=length, mid_clip=self.mid_clip, audio=self.dit.audio is not None
+            )
             clips = grain.MapDataset.source(source).seed(seed + i).shuffle().repeat()
             kinds.append(clips.random_map(cut).batch(batch, drop_remainder=True))
         return grain.MapDataset.mix(kinds, weights=self.window_weights) if len(kinds) > 1 else kinds[0]
 
-    def loss(self, model: DiT, batch: dict[str, Array], key: Key[Array, ""]) -> tuple[Float[Array, "b"], dict[str, Array]]:
+    def loss(
+        self, model: DiT, batch: dict[str, Array], key: Key[Array, ""]
+    ) -> tuple[Float[Array, "b"], dict[str, Array]]:
         """`L_total = L_base + lambda L_adap` (Eq. 4) per example, with its two parts as scalars."""
         keys = jax.random.split(key, 3)
         clean = batch["latents"].astype(jnp.float32)

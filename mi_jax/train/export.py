@@ -21,8 +21,8 @@ SCALE_CLIPS = 32
 def export_puppet(runs: str | Path, out: str | Path, *, overwrite: bool = False) -> None:
     """Writes the averaged parameters of runs/{vae,wav2vec2,mllm,stage2} as one model folder, in f16.
 
-    Without runs/stage2 the folder holds the encoders alone, which is what `mi-jax prepare` needs before stage 1. The VAE's
-    scaling factor is measured here, so that the denoiser sees latents of unit standard deviation.
+    Without runs/stage2 the folder holds the encoders alone, which is what `mi-jax prepare` needs before stage
+    1. The VAE's scaling factor is measured here, so that the denoiser sees latents of unit standard deviation.
 
     Raises:
       InputError: a run is missing or unfinished, or `out` cannot be written.

@@ -32,8 +32,8 @@ def base_loss(error: Float[Array, "b t h w c"]) -> Float[Array, "b"]:
 def adaptive_loss(error: Float[Array, "b t h w c"], region: Float[Array, "b h w"]) -> Float[Array, "b"]:
     """`L_adap` (Eq. 3): the mean error over the face region, i.e. the masked sum times `HW / sum(M)`.
 
-    The equation's literal form scales all of `L_base`; the text says that the weight grows "for the facial area", which is
-    this reading: the smaller the face, the more each of its elements weighs. An empty region gives 0.
+    The equation's literal form scales all of `L_base`; the text says that the weight grows "for the facial
+    area", which is this reading: the smaller the face, the more each of its elements weighs. An empty region gives 0.
     """
     t, c = error.shape[1], error.shape[-1]
     masked = jnp.einsum("bthwc,bhw->b", error, region.astype(error.dtype))

@@ -61,8 +61,8 @@ def init_state(config: TrainConfig, params: Any, key: jax.Array) -> TrainState:
 def compute_copy(tree: Any, dtype: str) -> Any:
     """The parameters as the loss sees them: in `dtype`, spread as the masters are.
 
-    Models gather them where they are used (`mesh.gather_parameters`), one layer at a time if they are large; cast before
-    that, so that half the bytes travel. Autodiff turns the gather into the scatter of the gradient.
+    Models gather them where they are used (`mesh.gather_parameters`), one layer at a time if they are large;
+    cast before that, so that half the bytes travel. Autodiff turns the gather into the scatter of the gradient.
     """
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 

@@ -11,7 +11,9 @@ from mi_jax.models.attention import QUERY_CHUNK, attention
 def plain(q, k, v, length=None):
     logits = np.einsum("bnkd,bmkd->bknm", q, k) / np.sqrt(q.shape[-1])
     if length is not None:
-        logits = np.where(np.arange(k.shape[1])[None, None, None] < np.asarray(length)[:, None, None, None], logits, -np.inf)
+        logits = np.where(
+            np.arange(k.shape[1])[None, None, None] < np.asarray(length)[:, None, None, None], logits, -np.inf
+        )
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     return np.einsum("bknm,bmkd->bnkd", weights / weights.sum(-1, keepdims=True), v)
 

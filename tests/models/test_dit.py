@@ -29,7 +29,9 @@ def randomise(module: nnx.Module, seed: int = 0, scale: float = 0.15) -> nnx.Mod
     return nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
 
 
-def conditions(config: DiTConfig, seed: int = 0, b: int = 2, s: int = 1, t: int = 3, h: int = 4, w: int = 6) -> Conditions:
+def conditions(
+    config: DiTConfig, seed: int = 0, b: int = 2, s: int = 1, t: int = 3, h: int = 4, w: int = 6
+) -> Conditions:
     keys = iter(jax.random.split(jax.random.key(seed), 16))
     normal = lambda *shape: jax.random.normal(next(keys), shape)  # noqa: E731
     parts = {
@@ -89,7 +91,9 @@ def _from_reference(config: DiTConfig, model: HunyuanVideoTransformer3DModel) ->
     torch_state = {name: p.detach().numpy() for name, p in model.named_parameters()}
 
     def dense(*names: str, flip: bool = False) -> dict:
-        kernel = np.concatenate([torch_state[f"{n}.weight"].reshape(torch_state[f"{n}.weight"].shape[0], -1).T for n in names], 1)
+        kernel = np.concatenate(
+            [torch_state[f"{n}.weight"].reshape(torch_state[f"{n}.weight"].shape[0], -1).T for n in names], 1
+        )
         bias = np.concatenate([torch_state[f"{n}.bias"] for n in names])
         if flip:  # diffusers' last modulation is (scale, shift)
             kernel, bias = (np.concatenate(np.split(x, 2, axis=-1)[::-1], axis=-1) for x in (kernel, bias))
@@ -161,7 +165,9 @@ def _from_reference(config: DiTConfig, model: HunyuanVideoTransformer3DModel) ->
             "blocks": stack([refiner(i) for i in range(config.refiner_depth)]),
         },
         "double": stack([double(i) for i in range(config.double_depth)]),
-        "single": stack([{"first": single(2 * i), "second": single(2 * i + 1)} for i in range(config.single_depth // 2)]),
+        "single": stack(
+            [{"first": single(2 * i), "second": single(2 * i + 1)} for i in range(config.single_depth // 2)]
+        ),
         "final": {"modulation": {"linear": dense("norm_out.linear", flip=True)}, "out": dense("proj_out")},
     }
     if config.guidance_embedding:
@@ -218,14 +224,20 @@ def test_fresh_image_and_audio_inputs_leave_the_base_unchanged():
     extended = DiT(TALKING, rngs=nnx.Rngs(1))
     old, new = nnx.to_pure_dict(nnx.state(base)), nnx.to_pure_dict(nnx.state(extended))
     assert not np.asarray(new["image_in"]["kernel"][old["image_in"]["kernel"].shape[0] :]).any()
-    kernel = jnp.zeros_like(new["image_in"]["kernel"]).at[: old["image_in"]["kernel"].shape[0]].set(old["image_in"]["kernel"])
+    kernel = (
+        jnp.zeros_like(new["image_in"]["kernel"])
+        .at[: old["image_in"]["kernel"].shape[0]]
+        .set(old["image_in"]["kernel"])
+    )
     audio = {part: new[part]["audio"] for part in ("double", "single")}
     merged = new | old | {"image_in": {"kernel": kernel, "bias": old["image_in"]["bias"]}, "audio_in": new["audio_in"]}
     merged |= {part: old[part] | {"audio": audio[part]} for part in audio}
     nnx.update(extended, merged)
     x, sigma = latents_and_sigma(TALKING)
     told = conditions(TALKING)
-    plain = dataclasses.replace(told, image_tokens=None, image_mask=None, portrait=None, is_start=None, audio=None, face_mask=None)
+    plain = dataclasses.replace(
+        told, image_tokens=None, image_mask=None, portrait=None, is_start=None, audio=None, face_mask=None
+    )
     with_images = dataclasses.replace(plain, image_tokens=told.image_tokens, image_mask=told.image_mask)
     expected = base(x, sigma, with_images)
     np.testing.assert_allclose(extended(x, sigma, told), expected, rtol=1e-5, atol=1e-5)

@@ -202,6 +202,8 @@ def test_it_says_which_mask_and_what_was_cut(avatar, caplog, tmp_path):
         ({"portrait": np.zeros((64, 64), np.uint8)}, r"portrait: an array must be uint8 \[H W 3\]"),
         ({"portrait": "nowhere.png"}, "nowhere.png: picture not found"),
         ({"steps": 0}, "steps is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**70}, "seed is 1180591620717411303424"),
         ({"window": 8, "overlap": 8}, "overlap of 8"),
         ({"overlap": 2}, "overlap of 2"),
         ({"guidance_audio": float("nan")}, "guidance weights must be finite"),

@@ -57,7 +57,9 @@ def test_windows_cut_latents_and_sound_together():
         start = next(s for s in range(6) if np.array_equal(window["latents"], clip["latents"][s : s + 4]))
         starts.add(start)
         assert window["is_start"] == (start == 0)
-        np.testing.assert_array_equal(window["audio_windows"][0], audio_windows(clip["audio_hidden"][0])[start : start + 4])
+        np.testing.assert_array_equal(
+            window["audio_windows"][0], audio_windows(clip["audio_hidden"][0])[start : start + 4]
+        )
         np.testing.assert_array_equal(window["portrait"], clip["portrait"].astype(np.float32))
     assert starts == set(range(6))
     whole = _cut_window(clip, rng, length=9, mid_clip=1.0, audio=False)
