@@ -11,7 +11,7 @@ from mi_jax.train.objective import TrainConfig
 config = TrainConfig(
     name="puppet_mllm",
     objective=AttributeObjective(),
-    steps=900,
+    steps=1200,
     learning_rate=1e-3,
     warmup_steps=50,
     decay_fraction=0.5,

@@ -104,6 +104,8 @@ def puppets(
       split: faces, voices and sentences to train on, or those held out.
       size: side of the picture in pixels.
     """
+    if not 16 <= size <= 1024:
+        raise InputError(f"--size is {size}, must lie in 16 .. 1024")
     try:
         from mi_jax.data.puppets import write_puppets
 

@@ -61,7 +61,7 @@ def test_animate_writes_a_video_with_the_voice_and_says_what_it_did(files, model
         "--steps",
         "2",
     ]
-    assert cli.main([*argv, "--model", str(model)]) == 0
+    assert cli.main([*argv, "--model", str(model), "--guidance-audio", "1"]) == 0
     captured = capsys.readouterr()
     assert captured.out == "out.mp4: 0.48 s, 12 frames of 32x32\n"
     assert "face mask: the whole picture" in captured.err
@@ -90,7 +90,7 @@ def test_two_voices_with_masks_of_another_size(files, model, capsys):
         "--out",
         "out.mp4",
     ]
-    assert cli.main([*argv, "--model", str(model), "--steps", "1", "--prompt", ""]) == 0
+    assert cli.main([*argv, "--model", str(model), "--steps", "1", "--guidance-audio", "1"]) == 0
     assert "left.png resized from 24x20 to 48x40" in capsys.readouterr().err
 
 
@@ -239,6 +239,15 @@ def test_puppets_that_cannot_be_drawn(files, capsys, more, named):
 def test_puppets_with_nowhere_to_go(files, capsys):
     assert "/proc/drawn" in refused(capsys, "puppets", "--out", "/proc/drawn")
     assert "portrait.png" in refused(capsys, "puppets", "--out", "portrait.png")
+
+
+def test_convert_and_prepare_refuse_what_is_not_there(files, capsys):
+    assert "nowhere/vae: no such run" in refused(capsys, "convert", "puppet", "nowhere", "out")
+    assert "FAMILY" in refused(capsys, "convert", "nobody", "nowhere", "out")
+    assert "--puppets is 0" in refused(capsys, "prepare", "--out", "records", "--puppets", "0")
+    assert "nobody: no such model" in refused(
+        capsys, "prepare", "--out", "records", "--puppets", "1", "--model", "nobody"
+    )
 
 
 def test_help_waits_for_no_heavy_import():

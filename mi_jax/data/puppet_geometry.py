@@ -2,7 +2,8 @@
 
 A polygon is an array [f n 2] (or [1 n 2] when it stands still) of x, y in pictures: (0, 0) is the top left, (1, 1) the
 bottom right corner. A `Scene` collects polygons in painter's order and rasterises them at `SUPERSAMPLE` times the
-size, area-averaged."""
+size, area-averaged.
+"""
 
 import numpy as np
 from jaxtyping import Float, UInt8

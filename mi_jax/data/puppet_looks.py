@@ -1,7 +1,8 @@
 """What a puppet looks like: every choice that holds for a whole clip, drawn from one random generator.
 
 Colours are RGB in 0..255. One hue belongs to the mouth alone: `MOUTH` (a dark wine red) fills the open mouth and
-appears in no skin, hair, cloth or background, so that how far a mouth is open can be read from pixels."""
+appears in no skin, hair, cloth or background, so that how far a mouth is open can be read from pixels.
+"""
 
 import dataclasses
 

@@ -1,7 +1,8 @@
 """How a puppet moves: expression, head motion, blinking and gaze as tracks over the frames of a clip.
 
 Frame 0 is always at rest with a neutral face, so a portrait does not give away what follows: expression and head
-motion ease in over `EASE` seconds, and head motion is a sine that starts at phase 0."""
+motion ease in over `EASE` seconds, and head motion is a sine that starts at phase 0.
+"""
 
 import dataclasses
 

@@ -2,7 +2,8 @@
 
 It names the expression, the head motion (with its tempo) and what the background does, each unless it is at rest and
 left unsaid; and sometimes the looks of the puppet. All words come from `vocabulary()`, so a word-level tokenizer can
-be complete."""
+be complete.
+"""
 
 import dataclasses
 import re
@@ -222,7 +223,8 @@ def redirect(rng: np.random.Generator, attributes: dict) -> tuple[str, dict]:
     obeyed.
 
     Expression, head motion and (where this background can move) background motion are drawn anew, so that nothing in
-    the portrait tells them."""
+    the portrait tells them.
+    """
     direction = sample_direction(rng)
     kind = attributes["background"]["kind"]
     motion = _pick(rng, KINDS[kind])

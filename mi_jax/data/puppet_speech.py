@@ -2,7 +2,8 @@
 
 espeak-ng tells when each phoneme starts. A phoneme belongs to one of `PHONEME_CLASSES`, a class has a mouth shape;
 shapes are held for the phoneme's time, scaled mildly by loudness and smoothed as a mouth moves (Gaussian, sigma 40
-ms)."""
+ms).
+"""
 
 import ctypes
 import dataclasses
@@ -241,7 +242,8 @@ class _engine:
 
     The library keeps hidden state (flutter, wave phase) that even espeak_Terminate does not reset, so
     the same text would sound different the second time. Loading it anew costs about 3 ms and makes speech a pure
-    function of its arguments. One engine at a time: espeak-ng is not thread-safe."""
+    function of its arguments. One engine at a time: espeak-ng is not thread-safe.
+    """
 
     def __init__(self, voice: Voice):
         self.voice = voice

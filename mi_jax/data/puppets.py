@@ -2,7 +2,8 @@
 
 `draw(index, seed=..., split=...)` makes any clip on the fly, the same on every machine; `PuppetSource` is the same as
 a Grain data source; `write_puppets` writes clips as files. Training and test share no voice, no language's word list
-and no face (the faces of a split come from generators seeded apart)."""
+and no face (the faces of a split come from generators seeded apart).
+"""
 
 import dataclasses
 import json
@@ -38,7 +39,8 @@ class Clip:
 
     `mouth` holds opening (height of the mouth's interior), width, x and y (its centre) as fractions of the picture;
     `mask` is the union of the face's region over all frames; `phonemes` are (start s, end s, class of
-    `PHONEME_CLASSES`) without gaps. Frame f shows the mouth at (f + 0.5) / 25 s."""
+    `PHONEME_CLASSES`) without gaps. Frame f shows the mouth at (f + 0.5) / 25 s.
+    """
 
     video: UInt8[np.ndarray, "f h w 3"]
     audio: Float[np.ndarray, "n"]
@@ -66,7 +68,8 @@ def draw(
     """Clip number `index`: any index >= 0, the same bits in every process and order.
 
     `window=(start, stop)` gives only those frames of it (with their sound and truth) at the cost of drawing only
-    those."""
+    those.
+    """
     look_rng, speech_rng, motion_rng, background_rng, prompt_rng = _generators(index, seed, split)
     frames = num_frames(seconds)
     start, stop = window or (0, frames)
@@ -172,7 +175,8 @@ class PuppetSource:
     """A Grain `RandomAccessDataSource` of `num_clips` clips, drawn when asked for.
 
     Items: video uint8 [f H W 3], audio f32 [n], mouth f32 [f 4], mask bool [H W], prompt str, phoneme int32 [2f] (the
-    class of each 20 ms step; step n covers n * 20 ms .. (n + 1) * 20 ms) and attributes (json text)."""
+    class of each 20 ms step; step n covers n * 20 ms .. (n + 1) * 20 ms) and attributes (json text).
+    """
 
     num_clips: int
     seed: int = 0

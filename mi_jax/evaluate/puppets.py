@@ -3,7 +3,8 @@
 Everything here takes a video uint8 [f H W 3] and the `attributes` of the clip whose portrait it was made from. Of
 these only the puppet's looks are used (where its face is, its colours, how it is drawn), never the true video nor what
 it was told to do, so that a generated video is read exactly as a true one. A head is read by drawing: the puppet is
-redrawn at many angles and in every expression, and each frame is compared with all of them."""
+redrawn at many angles and in every expression, and each frame is compared with all of them.
+"""
 
 import dataclasses
 import functools
@@ -35,7 +36,8 @@ def mouth_opening(video: Video, attributes: dict) -> Float[np.ndarray, "f"]:
     """Height of the mouth's interior in each frame, as a fraction of the picture's height.
 
     Each pixel is unmixed into mouth colour against the puppet's own skin and lip colours; the opening is the column
-    sum at the middle of the mouth. Soft edges (resampling, blur) keep their share."""
+    sum at the middle of the mouth. Soft edges (resampling, blur) keep their share.
+    """
     look = puppet_look(attributes)
     frames, height, width, _ = video.shape
     left, right = (round(width * np.clip(look.center_x + s * 0.8 * look.half_height, 0, 1)) for s in (-1, 1))
@@ -132,7 +134,8 @@ _STILL = {"turning": 0.1, "nodding": 0.075, "tilting": 0.05}
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadReading:
     """What a head does: its motion, its expression, the angle read in each frame [f] (of the motion that fits best),
-    and how far the frames are from the puppet as redrawn (mean absolute difference, 0..1)."""
+    and how far the frames are from the puppet as redrawn (mean absolute difference, 0..1).
+    """
 
     motion: str
     expression: str
@@ -155,7 +158,8 @@ def _redraw(look: Look, pose: Pose, size: int) -> tuple[np.ndarray, np.ndarray]:
 @functools.lru_cache(maxsize=4)
 def _templates(look: Look, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The upper face redrawn in every expression at every angle, n = expressions x angles of all motions in order:
-    pictures [n p 3] and weights [n p] over the pixels of the upper face, and which pixels those are, bool [H W]."""
+    pictures [n p 3] and weights [n p] over the pixels of the upper face, and which pixels those are, bool [H W].
+    """
     poses = []
     for expression in EXPRESSIONS:
         for motion, angles in _FAMILIES.items():
@@ -210,7 +214,8 @@ def background_motion(video: Video, attributes: dict, *, gap: int = 8) -> str:
     """Where the picture around the puppet moves: "still", "left", "right", "up" or "down".
 
     Frames `gap` apart are compared under shifts along both axes; the shift that explains them best wins, if it is
-    clearly better than none."""
+    clearly better than none.
+    """
     look = puppet_look(attributes)
     size = video.shape[1]
     free = _around(look, size)
@@ -275,7 +280,8 @@ def sharpness(video: Video, truth: Video) -> float:
 
 def identity(video: Video, portrait: UInt8[np.ndarray, "h w 3"], attributes: dict) -> float:
     """Mean absolute distance (0..1) to the portrait over the puppet at rest, its mouth left out. A moving head raises
-    it in the truth as well: compare with the truth's own value."""
+    it in the truth as well: compare with the truth's own value.
+    """
     look = puppet_look(attributes)
     size = video.shape[1]
     one = np.ones(1)

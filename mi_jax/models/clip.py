@@ -94,7 +94,8 @@ class CLIPVision(nnx.Module):
         normal = nnx.initializers.normal(0.02)
         self.class_token = nnx.Param(normal(rngs.params(), (c.width,)))
         self.patch = linear(3 * c.patch_size**2, c.width, bias=False, rngs=rngs)
-        self.positions = nnx.Param(normal(rngs.params(), (c.num_patches + 1, c.width)))
+        # As large as the patches: a norm follows their sum, and a short training has to tell places apart.
+        self.positions = nnx.Param(nnx.initializers.normal(1.0)(rngs.params(), (c.num_patches + 1, c.width)))
         self.pre_norm = LayerNorm(c.width, eps=c.norm_eps)
         self.layers = stack_layers(
             lambda rngs: CLIPLayer(c.width, c.mlp_width, c.heads, c.norm_eps, rngs), c.depth, rngs

@@ -1,10 +1,8 @@
-"""The denoiser: HunyuanVideo's dual-stream to single-stream video DiT, with portrait and audio conditions
-(paper 3.1-3.2).
+"""The denoiser: HunyuanVideo's dual-stream to single-stream video DiT, told of portrait and audio (paper 3.1-3.2).
 
-Depth is carried by two homogeneous scans. Body A is one double block (video and text keep their own weights,
-attention is
-joint), body B two single blocks (one stream); after each body comes the face-masked audio cross-attention, if the model
-has audio. A stage-1 model is the same tree without the audio leaves. The public HunyuanVideo weights map onto
+Depth is carried by two homogeneous scans. Body A is one double block (video and text keep their own weights, attention
+is joint), body B two single blocks (one stream); after each body comes the face-masked audio cross-attention, if the
+model has audio. A stage-1 model is the same tree without the audio leaves. The public HunyuanVideo weights map onto
 this tree.
 """
 

@@ -41,7 +41,8 @@ class VAEObjective:
     workers: int = 1
 
     def init(self, key: jax.Array) -> VAE:
-        return jax.jit(lambda key: VAE(self.vae, rngs=nnx.Rngs(key)))(key)
+        # Not jitted: one program with a random draw per parameter takes XLA longer to compile than the training step.
+        return VAE(self.vae, rngs=nnx.Rngs(key))
 
     def dataset(self, seed: int) -> Iterable[dict[str, Any]]:
         """Batches without end: video uint8 [b f H W 3], mouth f32 [b f 4] (opening, width, x, y), mask bool [b H W]."""

@@ -11,7 +11,7 @@ import transformers
 from flax import nnx
 
 from mi_jax.errors import InputError
-from mi_jax.mesh import Shardings, make_mesh, shard_parameters
+from mi_jax.mesh import make_mesh, shard_parameters
 from mi_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 from mi_jax.models.llama import LlamaConfig
 from mi_jax.models.mllm import MLLM, MLLMConfig
@@ -316,7 +316,7 @@ def test_encode_spreads_over_a_mesh():
     alone = encode(model, *arguments)
     mesh = make_mesh()
     with jax.set_mesh(mesh):
-        split = jax.device_put(arguments, jax.sharding.NamedSharding(mesh, Shardings().batch))
+        split = jax.device_put(arguments, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
         spread = encode(shard_parameters(model, mesh), *split)
     for one, other in zip(alone, spread):
         assert jax.typeof(other).sharding.spec[0] == "data"
