@@ -10,6 +10,7 @@ import functools
 import io
 import logging
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
@@ -234,7 +235,8 @@ def _parsing(prog: str) -> Iterator[None]:
         if stop.code in (0, None):
             raise
         box = said.getvalue().split("For full helptext")[0]
-        lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
+        # The frame is drawn in Unicode or, where that cannot be shown, in ASCII.
+        lines = [re.sub(r"^- |-{3,}", "", line.strip("│╭╮╰╯─|+ ")).strip() for line in box.splitlines()]
         raise InputError(f"{' '.join(line for line in lines if line)} ({prog} --help tells more)") from None
     sys.stderr.write(said.getvalue())
 

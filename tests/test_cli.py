@@ -1,5 +1,6 @@
 """The command line: exit codes, one line for every bad input, nothing half-written."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,17 @@ def make_bad_files() -> None:
 
 
 ANIMATE = {"portrait": "portrait.png", "audio": ["speech.wav"], "out": "out.mp4", "more": []}
+
+
+@pytest.mark.parametrize("utf8", ["0", "1"])
+def test_a_bad_option_is_one_plain_line_in_every_terminal(files, utf8):
+    argv = [sys.executable, "-m", "mi_jax", "animate", "portrait.png", "speech.wav", "--nonsense", "3"]
+    env = {"PATH": "", "PYTHONUTF8": utf8, "LC_ALL": "C"}
+    failed = subprocess.run(argv, capture_output=True, text=True, timeout=120, env=env)
+    assert failed.returncode == 2
+    assert len(failed.stderr.splitlines()) == 1
+    assert "--nonsense 3" in failed.stderr
+    assert not re.search(r"[│─|+]|---", failed.stderr)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +255,7 @@ def test_puppets_with_nowhere_to_go(files, capsys):
 
 def test_convert_and_prepare_refuse_what_is_not_there(files, capsys):
     assert "nowhere/vae: no such run" in refused(capsys, "convert", "puppet", "nowhere", "out")
-    assert "FAMILY" in refused(capsys, "convert", "nobody", "nowhere", "out")
+    assert "'nobody'" in refused(capsys, "convert", "nobody", "nowhere", "out")
     assert "--puppets is 0" in refused(capsys, "prepare", "--out", "records", "--puppets", "0")
     assert "nobody: no such model" in refused(
         capsys, "prepare", "--out", "records", "--puppets", "1", "--model", "nobody"
