@@ -185,9 +185,7 @@ def read_head(video: Video, attributes: dict, *, first: int = 10, every: int = 2
     frames = video[min(first, len(video) - 1) :: every][:, used].astype(np.float32) / 255
     # mean over the template's own pixels of (frame - template)^2, expanded into matrix products
     square = np.einsum("fpc,fpc->fp", frames, frames) @ weights.T
-    cross = np.einsum(
-        "fx,nx->fn", frames.reshape(len(frames), -1), (pictures * weights[..., None]).reshape(len(pictures), -1)
-    )
+    cross = frames.reshape(len(frames), -1) @ (pictures * weights[..., None]).reshape(len(pictures), -1).T
     own = np.einsum("np,npc->n", weights, pictures**2)
     error = ((square - 2 * cross + own) / (3 * weights.sum(1))).reshape(len(frames), len(EXPRESSIONS), -1)
     error = np.sqrt(np.maximum(error, 0))

@@ -173,13 +173,16 @@ class AudioEncoder(nnx.Module):
         expected = (FRAMES, WINDOW, config.layers, config.input_dim)
         if windows.shape[-4:] != expected:
             raise ValueError(f"audio windows end in {windows.shape[-4:]}, this encoder takes {expected}")
-        dtype = self.queries[...].dtype
-        lead = windows.shape[:-4]
-        positions = token_positions(config.layers, config.input_dim).reshape(1, -1, config.input_dim)
-        tokens = windows.reshape(-1, FRAMES * WINDOW * config.layers, config.input_dim).astype(dtype)
-        tokens = self.token_norm(tokens + jnp.asarray(positions, dtype))
-        x = jnp.broadcast_to(self.queries[...][None], (tokens.shape[0], config.tokens, config.input_dim))
+        encode = self._encode
+        for _ in windows.shape[:-5]:
+            encode = jax.vmap(encode)  # mapped, not merged: a batch axis may be spread over a mesh
+        return encode(windows.astype(self.queries[...].dtype))
+
+    def _encode(self, windows: Float[Array, "t frames steps l d"]) -> Float[Array, "t a e"]:
+        positions = token_positions(self.config.layers, self.config.input_dim)[None]
+        tokens = self.token_norm(windows + jnp.asarray(positions, windows.dtype))
+        tokens = rearrange(tokens, "t f w l d -> t (f w l) d")
+        x = jnp.broadcast_to(self.queries[...][None], (tokens.shape[0], *self.queries.shape))
         x, _ = jax.lax.scan(lambda x, block: (block(x, tokens), None), x, self.blocks)
         x = self.final_norm(x)
-        x = x if self.out is None else self.out(x)
-        return x.reshape(*lead, config.tokens, config.width)
+        return x if self.out is None else self.out(x)

@@ -110,8 +110,9 @@ class CurriculumObjective:
         return {"truth above, generated below": np.concatenate(rows, axis=1)}
 
 
-@jax.jit
-def _euler(model: DiT, noise: Array, conditions: Conditions, shift: float) -> Array:
+@functools.partial(jax.jit, static_argnames="shift")
+def _euler(model: nnx.Module, noise: Array, conditions: Conditions | None, shift: float) -> Array:
+    """Twenty Euler steps along the model's velocity, from noise to clean latents."""
     sigmas = sigma_schedule(20, shift)
 
     def step(x, pair):
