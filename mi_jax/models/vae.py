@@ -20,6 +20,7 @@ from einops import rearrange, reduce, repeat
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mi_jax.models.attention import attention
 from mi_jax.models.conv import CausalConv3d, Triple
 
 
@@ -160,14 +161,12 @@ class FrameCausalAttention(nnx.Module):
         y = self.norm(x)
         q = rearrange(self.query(y), "b t h w c -> t b (h w) 1 c")
         k, v = (rearrange(f(y), "b t h w c -> b (t h w) 1 c") for f in (self.key, self.value))
-        frame = jnp.arange(t * h * w) // (h * w)
 
         @jax.checkpoint
         def one_frame(args):
             # One query frame at a time: the score matrix is [h w, t h w] instead of its square.
             q, f = args
-            mask = (frame <= f).reshape(1, 1, 1, -1)
-            return jax.nn.dot_product_attention(q, k, v, mask=mask)
+            return attention(q, k, v, length=jnp.broadcast_to((f + 1) * (h * w), x.shape[:1]), implementation="xla")
 
         y = jax.lax.map(one_frame, (q, jnp.arange(t)))
         return x + self.out(rearrange(y, "t b (h w) 1 c -> b t h w c", h=h, w=w))

@@ -163,7 +163,7 @@ class AttributeObjective:
         }
 
     def loss(
-        self, model: AttributeReader, batch: dict[str, Array], key: Key[Array, ""]
+        self, model: AttributeReader, batch: dict[str, Array | np.ndarray], key: Key[Array, ""]
     ) -> tuple[Float[Array, "b"], dict[str, Array]]:
         """The sum of all cross-entropies and the box's error; accuracies as scalars."""
         del key  # nothing is drawn here: the dataset strews the words
@@ -188,7 +188,7 @@ def _portrait(index: int, split: str, size: int) -> tuple[UInt8[np.ndarray, "H W
     return portrait, attributes
 
 
-def labels(attributes: dict) -> dict[str, np.ndarray]:
+def labels(attributes: dict) -> dict[str, np.ndarray | np.int32]:
     """The class of every direction and look, under `is/<name>`, and the face's box, of a puppet's attributes."""
     look, direction = attributes["look"], attributes["direction"]
     still = direction["head_motion"] == "still"  # then no tempo is said

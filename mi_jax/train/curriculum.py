@@ -70,7 +70,7 @@ class CurriculumObjective:
         return grain.MapDataset.mix(kinds, weights=self.window_weights) if len(kinds) > 1 else kinds[0]
 
     def loss(
-        self, model: DiT, batch: dict[str, Array], key: Key[Array, ""]
+        self, model: DiT, batch: dict[str, Array | np.ndarray], key: Key[Array, ""]
     ) -> tuple[Float[Array, "b"], dict[str, Array]]:
         """`L_total = L_base + lambda L_adap` (Eq. 4) per example, with its two parts as scalars."""
         keys = jax.random.split(key, 3)
@@ -98,7 +98,7 @@ class CurriculumObjective:
             face_mask=mask if self.face_masked else jnp.ones_like(mask),
         )
 
-    def sample(self, model: DiT, batch: dict[str, Array], key: Key[Array, ""]) -> dict[str, np.ndarray]:
+    def sample(self, model: DiT, batch: dict[str, Array | np.ndarray], key: Key[Array, ""]) -> dict[str, np.ndarray]:
         """The batch's first window, true above generated (20 Euler steps, no guidance), as uint8 frames."""
         if self.sample_vae is None:
             return {}

@@ -131,7 +131,7 @@ class PhonemeObjective:
         return SpeechSource(num_clips=count, frames=self.frames, samples=samples, seed=seed, split=split, speed=speed)
 
     def loss(
-        self, model: PhonemeModel, batch: dict[str, Array], key: Key[Array, ""]
+        self, model: PhonemeModel, batch: dict[str, Array | np.ndarray], key: Key[Array, ""]
     ) -> tuple[Float[Array, "b"], dict[str, Float[Array, ""]]]:
         """The loss of each clip; scalars: cross-entropy, accuracy and mouth error of the last hidden state."""
         model = gather_parameters(model)

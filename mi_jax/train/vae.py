@@ -55,7 +55,9 @@ class VAEObjective:
         ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         return batches.to_iter_dataset(ahead).mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers))
 
-    def loss(self, model: VAE, batch: dict[str, jax.Array], key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, model: VAE, batch: dict[str, Array | np.ndarray], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         model = gather_parameters(model)
         video = to_unit(batch["video"])
         mean, logvar = model.encode(video)
@@ -128,8 +130,8 @@ def mouth_disc(mouth: Float[Array, "b f 4"], size: tuple[int, int], radius: floa
     """
     height, width = size
     _, mouth_width, x, y = (mouth[..., i][..., None, None] for i in range(4))
-    rows = ((jnp.arange(height) + 0.5).reshape(1, 1, -1, 1) / height - y) * (height / width)
-    columns = (jnp.arange(width) + 0.5).reshape(1, 1, 1, -1) / width - x
+    rows = ((jnp.arange(height, dtype=jnp.float32) + 0.5).reshape(1, 1, -1, 1) / height - y) * (height / width)
+    columns = (jnp.arange(width, dtype=jnp.float32) + 0.5).reshape(1, 1, 1, -1) / width - x
     sigma = jnp.maximum(radius * mouth_width, 3.0 / width)
     return jnp.exp(-0.5 * (jnp.square(rows) + jnp.square(columns)) / jnp.square(sigma))
 

@@ -81,7 +81,7 @@ def test_training_reduces_the_loss():
     model = OBJECTIVE.init(jax.random.key(0))
     graph, params = nnx.split(model)
     optimiser = optax.adamw(2e-3)
-    batch = example()
+    batch = jax.tree.map(jnp.asarray, example())
 
     @jax.jit
     def step(params, state, key):
@@ -89,7 +89,8 @@ def test_training_reduces_the_loss():
             return OBJECTIVE.loss(nnx.merge(graph, params), batch, key)[0].mean()
 
         loss, gradient = jax.value_and_grad(mean_loss)(params)
-        updates, state = optimiser.update(gradient, state, params)
+        with jax.numpy_dtype_promotion("standard"):  # inside optax
+            updates, state = optimiser.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, loss
 
     state, losses = optimiser.init(params), []
