@@ -8,9 +8,10 @@ from mi_jax.train.vae import VAEObjective
 
 config = TrainConfig(
     name="puppet_vae",
-    objective=VAEObjective(),
-    steps=3000,
-    learning_rate=6e-4,
+    objective=VAEObjective(face_weight=2.0),
+    steps=2400,
+    optimizer="muon",
+    learning_rate=2e-3,
     warmup_steps=100,
     decay_fraction=0.5,
     weight_decay=0.01,

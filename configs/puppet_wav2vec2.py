@@ -9,7 +9,8 @@ from mi_jax.train.phonemes import PhonemeObjective
 config = TrainConfig(
     name="puppet_wav2vec2",
     objective=PhonemeObjective(),
-    steps=2400,
+    steps=1500,
+    optimizer="muon",
     learning_rate=1e-3,
     warmup_steps=100,
     decay_fraction=0.5,

@@ -2,9 +2,8 @@
 
 On accelerators a causal convolution is one `lax.conv_general_dilated`. XLA's CPU backend has no fast path for it, so
 there it is written as matrix products: the width taps become input columns and the other taps become output columns
-that are shifted and added (forward), and the gradients are nine products, one per spatial tap. On two AVX-512 cores
-this is 2-3 times as fast as the library convolution in each direction. Both forms compute the same sum; a test holds
-values and gradients against each other.
+that are shifted and added. The gradients are the transposes of that product. Both forms compute the same sum; a test
+holds values and gradients against each other.
 """
 
 from functools import partial
@@ -48,21 +47,10 @@ def _by_rows(x, kernel):
     """Stride 1. Columns are the width taps; one product yields all time and height taps, then shifted and added."""
     kt, kh, kw, _, o = kernel.shape
     b, t, h, w, _ = x.shape
-    x = causal_pad(x, (1, kh, kw))
-    columns = jnp.concatenate([x[:, :, :, j : j + w] for j in range(kw)], axis=-1)
+    columns = _columns(causal_pad(x, (1, kh, kw)), kw)
     taps = columns @ rearrange(kernel, "kt kh kw c o -> (kw c) (kt kh o)")
     taps = taps.reshape(b, t, h + kh - 1, w, kt, kh, o)
     return _add_over_time(sum(taps[:, :, i : i + h, :, :, i] for i in range(kh)))
-
-
-def _by_taps(x, kernel):
-    """Stride 1. One product per spatial tap, all time taps at once: its transpose is fast, that of `_by_rows` not."""
-    kt, kh, kw, _, o = kernel.shape
-    h, w = x.shape[2:4]
-    x = causal_pad(x, (1, kh, kw))
-    kernel = rearrange(kernel, "kt kh kw c o -> kh kw c (kt o)")
-    taps = sum(x[:, :, i : i + h, j : j + w] @ kernel[i, j] for i in range(kh) for j in range(kw))
-    return _add_over_time(taps.reshape(*taps.shape[:4], kt, o))
 
 
 @jax.custom_vjp
@@ -70,9 +58,63 @@ def _by_products(x, kernel):
     return _by_rows(x, kernel)
 
 
-_by_products.defvjp(
-    lambda x, kernel: (_by_rows(x, kernel), (x, kernel)), lambda saved, g: jax.vjp(_by_taps, *saved)[1](g)
-)
+def _backward(saved, g):
+    """Both gradients are one product each, with the output gradient shifted to every time and height tap.
+
+    Autodiff of `_by_rows` gives the same products, but XLA's CPU backend then fuses the shifts into transposing copies
+    that take longer than the products. The barriers keep them apart.
+    """
+    x, kernel = saved
+    kt, kh, kw = kernel.shape[:3]
+    shifted = lax.optimization_barrier(_shift_to_taps(g, kt, kh))
+    columns = lax.optimization_barrier(_columns(causal_pad(x, (1, kh, kw)), kw))
+    d_kernel = jnp.einsum("...k,...o->ko", columns, shifted)
+    d_columns = shifted @ rearrange(kernel, "kt kh kw c o -> (kt kh o) (kw c)")
+    d_columns = jnp.split(lax.optimization_barrier(d_columns), kw, axis=-1)
+    d_x = sum(_zeros_around(part, 3, j, kw - 1 - j) for j, part in enumerate(d_columns))
+    d_x = _fold_border(_fold_border(d_x, 3, kw // 2), 2, kh // 2)
+    return d_x, rearrange(d_kernel, "(kw c) (kt kh o) -> kt kh kw c o", kt=kt, kh=kh, kw=kw)
+
+
+_by_products.defvjp(lambda x, kernel: (_by_rows(x, kernel), (x, kernel)), _backward)
+
+
+def _columns(x, kw):
+    """The width taps of a padded input side by side: [b t h W c] -> [b t h w (kw c)]."""
+    w = x.shape[3] - kw + 1
+    return jnp.concatenate([x[:, :, :, j : j + w] for j in range(kw)], axis=-1)
+
+
+def _shift_to_taps(g, kt, kh):
+    """Transpose of shift and add: [b t h w o] -> [b t H w (kt kh o)], H = h + kh - 1, what each tap receives."""
+    h = g.shape[2]
+    rows = _zeros_around(g, 2, kh - 1, kh - 1)
+    rows = jnp.concatenate([rows[:, :, kh - 1 - i : h + 2 * (kh - 1) - i] for i in range(kh)], axis=-1)
+    frames = []
+    for ahead in range(kt - 1, -1, -1):
+        # Frame f reached output f + ahead; the first frame, repeated to its left, reached 0 .. ahead.
+        later = _zeros_around(rows[:, 1 + ahead :], 1, 0, min(ahead, rows.shape[1] - 1))
+        frames.append(jnp.concatenate([rows[:, : 1 + ahead].sum(axis=1, keepdims=True), later], axis=1))
+    return jnp.concatenate(frames, axis=-1)
+
+
+def _zeros_around(x, axis, before, after):
+    # Written as a concatenation: XLA's CPU backend turns a sum of pads into one loop with a branch per element.
+    def zeros(n):
+        return jnp.zeros((*x.shape[:axis], n, *x.shape[axis + 1 :]), x.dtype)
+
+    return jnp.concatenate([zeros(before), x, zeros(after)], axis=axis)
+
+
+def _fold_border(x, axis, reach):
+    """Transpose of edge padding by `reach` on both sides: what fell on the copies is added to the border itself."""
+    if not reach:
+        return x
+    before, inner, after = jnp.split(x, [reach, x.shape[axis] - reach], axis=axis)
+    first, rest = jnp.split(inner, [1], axis=axis)
+    inner = jnp.concatenate([first + before.sum(axis=axis, keepdims=True), rest], axis=axis)
+    rest, last = jnp.split(inner, [x.shape[axis] - 2 * reach - 1], axis=axis)
+    return jnp.concatenate([rest, last + after.sum(axis=axis, keepdims=True)], axis=axis)
 
 
 def _by_strided_taps(x, kernel, strides):

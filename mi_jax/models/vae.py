@@ -31,7 +31,8 @@ class VAEConfig:
     widths, strides: channels of each encoder level, and the (time, height, width) stride between a level and the next
       (one fewer). decoder_strides: those of the decoder, coarse to fine; HunyuanVideo's are not the encoder's mirrored,
       the first is spatial in both.
-    encoder_blocks, decoder_blocks: residual blocks per level. time_kernels: extent in time of their convolutions.
+    encoder_blocks, decoder_blocks: residual blocks per level. time_kernels: extent in time of a level's convolutions
+      (of those between two levels: the finer one's, but always 3 where the stride crosses time).
     tile_size [pixels], tile_frames, tile_overlap: tiles of the tiled paths; the overlap is a fraction of a tile.
     """
 
@@ -60,12 +61,12 @@ class VAEConfig:
     def puppet(cls) -> "VAEConfig":
         """96x96 portraits: 12x12 latents."""
         return cls(
-            widths=(48, 64, 48),
-            strides=((2, 1, 1), (2, 2, 2)),
-            decoder_strides=((2, 2, 2), (2, 1, 1)),
+            widths=(64, 80, 64, 64),
+            strides=((1, 2, 2), (2, 1, 1), (2, 1, 1)),
+            decoder_strides=((2, 1, 1), (2, 1, 1), (1, 2, 2)),
             encoder_blocks=1,
             decoder_blocks=2,
-            time_kernels=(1, 3, 3),
+            time_kernels=(1, 1, 1, 1),
             patch_size=4,
             norm="rms",
             shortcuts=True,
@@ -82,16 +83,18 @@ class VAEConfig:
 
 
 def _fold(x, strides: Triple):
-    """[b t h w c] -> [b t' h' w' (st sh sw c)]; the first frame stands alone, filled up with copies of itself."""
+    """[b t h w c] -> [b t' h' w' (c st sh sw)]; the first frame stands alone, filled up with copies of itself.
+
+    Neighbouring channels are neighbouring pixels of one colour, so that `_match_channels` averages those."""
     st, sh, sw = strides
     x = jnp.pad(x, ((0, 0), (st - 1, 0), (0, 0), (0, 0), (0, 0)), mode="edge")
-    return rearrange(x, "b (t st) (h sh) (w sw) c -> b t h w (st sh sw c)", st=st, sh=sh, sw=sw)
+    return rearrange(x, "b (t st) (h sh) (w sw) c -> b t h w (c st sh sw)", st=st, sh=sh, sw=sw)
 
 
 def _unfold(x, strides: Triple):
     """Inverse of `_fold`: the copies before the first frame are dropped."""
     st, sh, sw = strides
-    x = rearrange(x, "b t h w (st sh sw c) -> b (t st) (h sh) (w sw) c", st=st, sh=sh, sw=sw)
+    x = rearrange(x, "b t h w (c st sh sw) -> b (t st) (h sh) (w sw) c", st=st, sh=sh, sw=sw)
     return x[:, st - 1 :]
 
 
@@ -183,6 +186,10 @@ class MidBlock(nnx.Module):
         return self.after(self.attention(self.before(x)))
 
 
+def _kernel_between(time_kernel: int, strides: Triple) -> Triple:
+    return (3 if strides[0] > 1 else time_kernel, 3, 3)
+
+
 def _level(c: int, o: int, depth: int, time_kernel: int, config: VAEConfig, rngs: nnx.Rngs):
     return nnx.List(
         [ResnetBlock(c if i == 0 else o, o, config, time_kernel=time_kernel, rngs=rngs) for i in range(depth)]
@@ -194,7 +201,7 @@ class Encoder(nnx.Module):
         self.config = config
         widths, pixels = config.widths, 3 * config.patch_size**2
         self.shortcut_in = config.shortcuts and _divides(pixels, widths[0])
-        self.conv_in = CausalConv3d(pixels, widths[0], zero=self.shortcut_in, rngs=rngs)
+        self.conv_in = CausalConv3d(pixels, widths[0], (config.time_kernels[0], 3, 3), zero=self.shortcut_in, rngs=rngs)
         self.levels = nnx.List(
             [
                 _level(c, o, config.encoder_blocks, kt, config, rngs)
@@ -203,8 +210,8 @@ class Encoder(nnx.Module):
         )
         self.downs = nnx.List(
             [
-                CausalConv3d(c, c, strides=s, zero=config.shortcuts, rngs=rngs)
-                for c, s in zip(widths[:-1], config.strides, strict=True)
+                CausalConv3d(c, c, _kernel_between(kt, s), s, zero=config.shortcuts, rngs=rngs)
+                for c, kt, s in zip(widths[:-1], config.time_kernels[:-1], config.strides, strict=True)
             ]
         )
         self.mid = MidBlock(widths[-1], config, rngs=rngs)
@@ -242,10 +249,17 @@ class Decoder(nnx.Module):
                 for c, o, kt in zip((widths[0], *widths[:-1]), widths, config.time_kernels[::-1], strict=True)
             ]
         )
-        self.ups = nnx.List([CausalConv3d(c, c, zero=config.shortcuts, rngs=rngs) for c in widths[:-1]])
+        self.ups = nnx.List(
+            [
+                CausalConv3d(c, c, _kernel_between(kt, s), zero=config.shortcuts, rngs=rngs)
+                for c, kt, s in zip(widths[:-1], config.time_kernels[-2::-1], config.decoder_strides, strict=True)
+            ]
+        )
         self.norm_out = Norm(widths[-1], config)
         self.shortcut_out = config.shortcuts and _divides(widths[-1], pixels)
-        self.conv_out = CausalConv3d(widths[-1], pixels, zero=self.shortcut_out, rngs=rngs)
+        self.conv_out = CausalConv3d(
+            widths[-1], pixels, (config.time_kernels[0], 3, 3), zero=self.shortcut_out, rngs=rngs
+        )
 
     def __call__(self, z):
         config = self.config

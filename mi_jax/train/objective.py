@@ -54,6 +54,7 @@ class TrainConfig(Generic[O]):
     weight_decay: decoupled (AdamW), on every trained parameter, as PyTorch's default.
     clip_norm: the gradient's global norm is clipped to this.
     ema_decay: EMA of the parameters, warmed up as min(ema_decay, (1 + step) / (10 + step)).
+    optimizer: AdamW, or Muon for the matrices and Adam for the rest (Jordan et al. 2024; both with decoupled decay).
     compute_dtype: the masters are f32; the loss sees the parameters in this dtype.
     checkpoint_every, keep: steps between checkpoints, and how many of them stay.
     log_every, sample_every: steps between log lines (means over the interval) and between samples; 0 samples never.
@@ -70,6 +71,7 @@ class TrainConfig(Generic[O]):
     b2: float = 0.999
     clip_norm: float = 1.0
     ema_decay: float = 0.999
+    optimizer: Literal["adamw", "muon"] = "adamw"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
     checkpoint_every: int = 1000

@@ -1,6 +1,7 @@
 """The state of a training run and the one optimiser step that carries it forward."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +12,9 @@ import optax
 from flax import nnx
 
 from mi_jax.train.objective import Objective, TrainConfig, learning_rate
+
+MUON_RMS = 0.2
+"""Scale of Muon's updates, about that of Adam's, so that one learning rate serves both (Liu et al., 2502.16982)."""
 
 
 @jax.tree_util.register_dataclass
@@ -38,12 +42,42 @@ def split_model(model: nnx.Module, objective: Objective) -> tuple[Any, Any, Any]
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW on clipped gradients, up to the factor -learning_rate, which the step applies itself (it logs it, too)."""
+    """AdamW or Muon on clipped gradients, up to the factor -learning_rate, which the step applies itself (it logs it,
+    too)."""
+    direction = optax.scale_by_adam(b1=config.b1, b2=config.b2)
+    if config.optimizer == "muon":
+        muon = optax.chain(
+            optax.contrib.scale_by_muon(weight_dimension_numbers=_matrices),
+            optax.stateless(lambda updates, _: jax.tree.map(_at_muon_rms, updates)),
+        )
+        direction = optax.partition({"muon": muon, "adam": direction}, _muon_or_adam)
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(b1=config.b1, b2=config.b2),
-        optax.add_decayed_weights(config.weight_decay),
+        optax.clip_by_global_norm(config.clip_norm), direction, optax.add_decayed_weights(config.weight_decay)
     )
+
+
+def _muon_or_adam(params: Any) -> Any:
+    """Muon for the kernels of linear maps and convolutions, Adam for biases, norms, embeddings and queries."""
+
+    def label(path, _leaf):
+        return "muon" if any(getattr(entry, "key", None) == "kernel" for entry in path) else "adam"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _at_muon_rms(update: jax.Array) -> jax.Array:
+    """An orthogonal [n m] matrix has entries of RMS 1 / sqrt(max(n, m))."""
+    inputs = math.prod(update.shape[:4]) if update.ndim == 5 else update.shape[-2]
+    return update * (MUON_RMS * math.sqrt(max(inputs, update.shape[-1])))
+
+
+def _matrices(params: Any) -> Any:
+    """How each kernel is a matrix: all taps of a 3D convolution are inputs, a leading axis of layers is a batch."""
+
+    def matrix(kernel):
+        return optax.contrib.MuonDimensionNumbers((0, 1, 2, 3) if kernel.ndim == 5 else -2, -1)
+
+    return jax.tree.map(matrix, params)
 
 
 def init_state(config: TrainConfig, params: Any, key: jax.Array) -> TrainState:
