@@ -23,7 +23,8 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	mkdir -p out
-	$(BIN)/mi-jax animate $(EXAMPLE)/portrait.png $(EXAMPLE)/speech.wav --prompt "$$(cat $(EXAMPLE)/prompt.txt)" --out out/demo.mp4
+	$(BIN)/mi-jax animate $(EXAMPLE)/portrait.png $(EXAMPLE)/speech.wav --mask $(EXAMPLE)/mask.png \
+		--prompt "$$(cat $(EXAMPLE)/prompt.txt)" --out out/demo.mp4
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check .

@@ -15,7 +15,8 @@ config = TrainConfig(
         dit=DiTConfig.puppet(audio=False), records="runs/records", sample_vae="runs/encoders"
     ),
     steps=1200,
-    learning_rate=1e-3,
+    optimizer="muon",
+    learning_rate=3e-3,
     warmup_steps=50,
     decay_fraction=0.0,
     weight_decay=0.01,

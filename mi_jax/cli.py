@@ -163,6 +163,7 @@ def convert(
     family: tyro.conf.Positional[Annotated[Literal["puppet"], tyro.conf.arg(metavar="FAMILY")]],
     source: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="SOURCE_DIR")]],
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT_DIR")]],
+    base: Path | None = None,
     overwrite: bool = False,
 ) -> None:
     """Makes a model folder that `animate` reads from weights of another form.
@@ -171,11 +172,12 @@ def convert(
       family: puppet: the runs of configs/puppet_*.py (vae, wav2vec2, mllm and, if it is there, stage2).
       source: the folder of the runs.
       out: the model folder to write.
+      base: a model folder whose encoders stand in for runs that are not there.
       overwrite: replace what is there.
     """
     from mi_jax.train.export import export_puppet
 
-    {"puppet": export_puppet}[family](source, out, overwrite=overwrite)
+    {"puppet": export_puppet}[family](source, out, base=base, overwrite=overwrite)
     print(f"{out}: written")
 
 

@@ -22,7 +22,7 @@ from mi_jax.models.vae import VAE, VAEConfig
 from mi_jax.train.checkpoints import load_ema_state
 from mi_jax.train.flow import adaptive_loss, base_loss, condition_dropout, squared_error
 from mi_jax.weights.configs import config_from_json
-from mi_jax.weights.native import load_into, read_config
+from mi_jax.weights.native import is_model, load_into, read_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ class CurriculumObjective:
     records: str
     """Folder of feature records (`mi-jax prepare`)."""
     init_from: str | None = None
-    """A finished run whose averaged parameters this one starts from; leaves it lacks (audio) keep their
-    initial values."""
+    """A finished run whose averaged parameters this one starts from, or a model folder; leaves it lacks (audio)
+    keep their initial values."""
     shift: float = 3.0
     windows: tuple[tuple[int, int], ...] = ((9, 6), (17, 3), (33, 2))
     """(latent frames, batch size) of the training windows. Each step draws one kind, so that every length is
@@ -47,6 +47,8 @@ class CurriculumObjective:
     """lambda of Eq. 4; the paper's stage 2 has 10."""
     face_masked: bool = True
     """False lets audio act everywhere (for the ablation of Eq. 2)."""
+    whole_mask: float = 0.1
+    """Share of windows whose audio may act everywhere, as it does at sampling when no face mask is known."""
     drop_each: float = 0.1
     drop_all: float = 0.05
     sample_vae: str | None = None
@@ -63,7 +65,11 @@ class CurriculumObjective:
         kinds = []
         for i, (length, batch) in enumerate(self.windows):
             cut = functools.partial(
-                _cut_window, length=length, mid_clip=self.mid_clip, audio=self.dit.audio is not None
+                _cut_window,
+                length=length,
+                mid_clip=self.mid_clip,
+                audio=self.dit.audio is not None,
+                whole_mask=self.whole_mask if self.face_masked else 1.0,
             )
             clips = grain.MapDataset.source(source).seed(seed + i).shuffle().repeat()
             kinds.append(clips.random_map(cut).batch(batch, drop_remainder=True))
@@ -85,7 +91,6 @@ class CurriculumObjective:
 
     def conditions(self, model: DiT, batch: dict[str, Array]) -> Conditions:
         """What the denoiser is told of a batch of `dataset`."""
-        mask = batch["face_mask"][:, None]
         return Conditions(
             text_tokens=batch["text_tokens"],
             text_mask=batch["text_mask"],
@@ -95,7 +100,7 @@ class CurriculumObjective:
             portrait=batch["portrait"],
             is_start=batch["is_start"],
             audio=model.encode_audio(batch["audio_windows"]) if self.dit.audio else None,
-            face_mask=mask if self.face_masked else jnp.ones_like(mask),
+            face_mask=batch["audio_mask"][:, None] if self.dit.audio else None,
         )
 
     def sample(self, model: DiT, batch: dict[str, Array | np.ndarray], key: Key[Array, ""]) -> dict[str, np.ndarray]:
@@ -128,22 +133,40 @@ def _cached_vae(folder: str) -> VAE:
     return load_into(folder, "vae", lambda: VAE(config, rngs=nnx.Rngs(0)))
 
 
-def _warm_start(model: DiT, run: str) -> DiT:
-    """`model` with every leaf that the run has; what only the model has (audio, in stage 2) stays as initialised."""
+def _warm_start(model: DiT, source: str) -> DiT:
+    """`model` with every leaf that the source has; what only the model has (audio, in stage 2) stays as initialised."""
+    if is_model(source):
+        config = config_from_json(DiTConfig, read_config(source)["dit"], f"{source}/config.json: dit")
+        saved = nnx.state(load_into(source, "dit", lambda: DiT(config, rngs=nnx.Rngs(0))))
+    else:
+        saved = load_ema_state(source)
     graphdef, state = nnx.split(model)
-    merged, old = nnx.to_flat_state(state), dict(nnx.to_flat_state(load_ema_state(run)))
+    merged, old = nnx.to_flat_state(state), dict(nnx.to_flat_state(saved))
     leaves = {}
     for path, leaf in merged:
         leaves[path] = old.pop(path, leaf)
         if leaves[path].shape != leaf.shape:
-            raise InputError(f"{run}: {'.'.join(map(str, path))} is {leaves[path].shape}, the model wants {leaf.shape}")
+            raise InputError(
+                f"{source}: {'.'.join(map(str, path))} is {leaves[path].shape}, the model wants {leaf.shape}"
+            )
     if old:
-        raise InputError(f"{run}: leaves that the model lacks: {sorted('.'.join(map(str, p)) for p in old)}")
+        raise InputError(f"{source}: leaves that the model lacks: {sorted('.'.join(map(str, p)) for p in old)}")
     return nnx.merge(graphdef, nnx.from_flat_state(leaves))
 
 
-def _cut_window(record: dict[str, np.ndarray], rng: np.random.Generator, *, length: int, mid_clip: float, audio: bool):
-    """A window of `length` latent frames: at the clip's start, or (with probability `mid_clip`) anywhere after it."""
+def _cut_window(
+    record: dict[str, np.ndarray],
+    rng: np.random.Generator,
+    *,
+    length: int,
+    mid_clip: float,
+    audio: bool,
+    whole_mask: float = 0.0,
+):
+    """A window of `length` latent frames: at the clip's start, or (with probability `mid_clip`) anywhere after it.
+
+    Beside the face's region, for the loss, stands where audio may act: the same, or (`whole_mask`) everywhere.
+    """
     frames = record["latents"].shape[0]
     room = frames - length
     start = int(rng.integers(1, room + 1)) if room > 0 and rng.random() < mid_clip else 0
@@ -159,4 +182,6 @@ def _cut_window(record: dict[str, np.ndarray], rng: np.random.Generator, *, leng
     if audio:
         windows = np.stack([audio_windows(hidden) for hidden in record["audio_hidden"]])
         window["audio_windows"] = windows[:, start : start + length]
+        everywhere = rng.random() < whole_mask
+        window["audio_mask"] = np.ones_like(window["face_mask"]) if everywhere else window["face_mask"]
     return window

@@ -8,7 +8,7 @@ import numpy as np
 from mi_jax.data.features import Encoders
 from mi_jax.data.puppets import draw
 from mi_jax.errors import InputError
-from mi_jax.sample.avatar import AvatarConfig, save_avatar
+from mi_jax.sample.avatar import AvatarConfig, load_encoders, save_avatar
 from mi_jax.train.attributes import AttributeObjective, puppet_prompter
 from mi_jax.train.checkpoints import load_ema
 from mi_jax.train.curriculum import CurriculumObjective
@@ -18,31 +18,39 @@ from mi_jax.train.vae import VAEObjective, measure_scaling_factor
 SCALE_CLIPS = 32
 
 
-def export_puppet(runs: str | Path, out: str | Path, *, overwrite: bool = False) -> None:
+def export_puppet(
+    runs: str | Path, out: str | Path, *, base: str | Path | None = None, overwrite: bool = False
+) -> None:
     """Writes the averaged parameters of runs/{vae,wav2vec2,mllm,stage2} as one model folder, in f16.
 
-    Without runs/stage2 the folder holds the encoders alone, which is what `mi-jax prepare` needs before stage
-    1. The VAE's scaling factor is measured here, so that the denoiser sees latents of unit standard deviation.
+    An encoder whose run is missing is that of the model folder `base`. Without runs/stage2 the folder holds the
+    encoders alone, which is what `mi-jax prepare` needs before stage 1. A trained VAE's scaling factor is measured
+    here, so that the denoiser sees latents of unit standard deviation.
 
     Raises:
-      InputError: a run is missing or unfinished, or `out` cannot be written.
+      InputError: a run is unfinished, or missing and not in `base` either, or `out` cannot be written.
     """
     runs = Path(runs)
+    config, parts = AvatarConfig.puppet(), {}
+    if base is not None:
+        found, encoders = load_encoders(base)
+        config = dataclasses.replace(config, vae=found.vae, wav2vec2=found.wav2vec2, mllm=found.mllm)
+        parts = {field.name: getattr(encoders, field.name) for field in dataclasses.fields(encoders)}
+    if (runs / "vae").is_dir():
+        vae = parts["vae"] = load_ema(runs / "vae", VAEObjective())
+        clips = (draw(i, seed=1, seconds=0.68).video for i in range(SCALE_CLIPS))
+        scale = round(measure_scaling_factor(vae, clips), 4)
+        config = dataclasses.replace(config, vae=dataclasses.replace(vae.config, scaling_factor=scale))
+    if (runs / "wav2vec2").is_dir():
+        parts["wav2vec2"] = load_ema(runs / "wav2vec2", PhonemeObjective()).wav2vec2
+    if (runs / "mllm").is_dir():
+        objective = AttributeObjective()
+        parts["mllm"] = load_ema(runs / "mllm", objective).mllm
+        parts["prompter"] = puppet_prompter(objective.mllm)
     for name in ("vae", "wav2vec2", "mllm"):
-        if not (runs / name).is_dir():
-            raise InputError(f"{runs / name}: no such run; train it with configs/puppet_{name}.py")
-    config = AvatarConfig.puppet()
-    vae = load_ema(runs / "vae", VAEObjective())
-    clips = (draw(i, seed=1, seconds=0.68).video for i in range(SCALE_CLIPS))
-    scale = round(measure_scaling_factor(vae, clips), 4)
-    config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scaling_factor=scale))
-    encoders = Encoders(
-        vae=vae,
-        wav2vec2=load_ema(runs / "wav2vec2", PhonemeObjective()).wav2vec2,
-        mllm=load_ema(runs / "mllm", AttributeObjective()).mllm,
-        prompter=puppet_prompter(config.mllm),
-    )
+        if name not in parts:
+            raise InputError(f"{runs / name}: no such run; train it with configs/puppet_{name}.py, or give --base")
     dit = None
     if (runs / "stage2").is_dir():
         dit = load_ema(runs / "stage2", CurriculumObjective(dit=config.dit, records=""))
-    save_avatar(out, config, encoders, dit, dtype=np.float16, overwrite=overwrite)
+    save_avatar(out, config, Encoders(**parts), dit, dtype=np.float16, overwrite=overwrite)

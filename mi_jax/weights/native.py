@@ -70,6 +70,11 @@ def save_model(
         shutil.rmtree(old, ignore_errors=True)
 
 
+def is_model(directory: str | os.PathLike) -> bool:
+    """Whether a folder holds weights in this form (they need not be whole)."""
+    return any((pathlib.Path(directory) / name).exists() for name in (WEIGHTS, INDEX))
+
+
 def read_config(directory: str | os.PathLike) -> dict[str, Any]:
     """The config.json of a model folder.
 

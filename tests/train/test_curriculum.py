@@ -57,7 +57,9 @@ def test_windows_cut_latents_and_sound_together():
             window["audio_windows"][0], audio_windows(clip["audio_hidden"][0])[start : start + 4]
         )
         np.testing.assert_array_equal(window["portrait"], clip["portrait"].astype(np.float32))
+        np.testing.assert_array_equal(window["audio_mask"], clip["face_mask"])
     assert starts == set(range(6))
+    assert _cut_window(clip, rng, length=4, mid_clip=0.5, audio=True, whole_mask=1.0)["audio_mask"].min() == 1
     whole = _cut_window(clip, rng, length=9, mid_clip=1.0, audio=False)
     assert whole["is_start"] == 1
     assert "audio_windows" not in whole
@@ -115,6 +117,7 @@ def test_stage_2_at_13b_and_720p_is_traced_without_an_array():
         "portrait": shape(1, 90, 160, 16, dtype=jnp.float32),
         "is_start": shape(1, dtype=jnp.float32),
         "face_mask": shape(1, 90, 160, dtype=jnp.float32),
+        "audio_mask": shape(1, 90, 160, dtype=jnp.float32),
         "audio_windows": shape(1, 1, 33, 4, 10, 13, 768),
         "image_tokens": shape(1, 144, 4096),
         "text_tokens": shape(1, 256, 4096),

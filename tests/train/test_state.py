@@ -1,0 +1,54 @@
+"""What Muon does to each kind of parameter."""
+
+import math
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mi_jax.train.objective import TrainConfig
+from mi_jax.train.state import MUON_RMS, make_optimizer
+
+KERNELS = {"linear": (12, 20), "layers": (3, 16, 8), "conv": (3, 3, 3, 4, 6)}
+
+
+@pytest.fixture(scope="module")
+def stepped():
+    """Gradients and first updates of kernels of every kind and a bias, without clipping or decay."""
+    config = TrainConfig(
+        name="muon", objective=SimpleNamespace(), steps=1, learning_rate=1.0, optimizer="muon", clip_norm=1e9,
+        weight_decay=0.0,
+    )  # fmt: skip
+    keys = jax.random.split(jax.random.key(0), len(KERNELS) + 1)
+    grads = {name: {"kernel": jax.random.normal(key, shape)} for key, (name, shape) in zip(keys, KERNELS.items())}
+    grads["linear"]["bias"] = jax.random.normal(keys[-1], (20,))
+    optimizer = make_optimizer(config)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    return grads, updates
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_move_along_an_orthogonal_matrix_of_adams_scale(stepped, name):
+    grads, updates = (np.asarray(tree[name]["kernel"], np.float64) for tree in stepped)
+    matrices = -1 if name == "layers" else 1
+    shape = (grads.shape[0], *grads.shape[1:]) if matrices == -1 else (1, -1, grads.shape[-1])
+    for grad, update in zip(grads.reshape(shape), updates.reshape(shape)):
+        u, _, v = np.linalg.svd(grad, full_matrices=False)
+        scale = MUON_RMS * math.sqrt(max(grad.shape))
+        singular = np.diag(u.T @ update @ v.T) / scale
+        # Newton-Schulz brings singular values near 1, not to it, and keeps the singular vectors.
+        assert 0.6 < singular.min() <= singular.max() < 1.3
+        np.testing.assert_allclose(u @ np.diag(singular) @ v * scale, update, atol=1e-3 * scale)
+
+
+def test_what_is_no_kernel_moves_as_adam(stepped):
+    grads, updates = stepped
+    adam = optax.scale_by_adam()
+    bias = jnp.asarray(grads["linear"]["bias"])
+    with jax.numpy_dtype_promotion("standard"):
+        expected, _ = adam.update(bias, adam.init(bias))
+    np.testing.assert_allclose(updates["linear"]["bias"], expected, rtol=1e-6)
