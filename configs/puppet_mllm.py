@@ -11,11 +11,12 @@ from mi_jax.train.objective import TrainConfig
 config = TrainConfig(
     name="puppet_mllm",
     objective=AttributeObjective(),
-    steps=1200,
-    learning_rate=1e-3,
+    steps=500,
+    optimizer="muon",
+    learning_rate=3e-3,
     warmup_steps=50,
     decay_fraction=0.5,
     ema_decay=0.99,
-    checkpoint_every=400,
+    checkpoint_every=250,
     sample_every=0,
 )

@@ -14,11 +14,11 @@ config = TrainConfig(
     objective=CurriculumObjective(
         dit=DiTConfig.puppet(audio=False), records="runs/records", sample_vae="runs/encoders"
     ),
-    steps=1200,
+    steps=900,
     optimizer="muon",
     learning_rate=3e-3,
     warmup_steps=50,
-    decay_fraction=0.0,
+    decay_fraction=0.3,
     weight_decay=0.01,
     ema_decay=0.99,
     checkpoint_every=300,

@@ -13,6 +13,7 @@ from mi_jax.errors import InputError
 from mi_jax.mesh import parameter_spec
 from mi_jax.train.objective import Objective
 from mi_jax.train.state import TrainState, split_model
+from mi_jax.weights.native import is_model, load_state
 
 FOLDER = "checkpoints"
 
@@ -97,6 +98,28 @@ def load_ema(run: str | pathlib.Path, objective: Objective) -> nnx.Module:
     check_leaves(averaged, wanted, str(run))
     ema = jax.tree.unflatten(jax.tree.structure(params), [averaged[name] for name in wanted])
     return nnx.merge(graph, ema, frozen)
+
+
+def warm_start(model: nnx.Module, source: str | pathlib.Path, part: str) -> nnx.Module:
+    """`model` with every leaf that `source` has: a run's averaged ones, or those saved as `part` in a model folder.
+
+    What only the model has stays as initialised.
+
+    Raises:
+      InputError: `source` is neither, or has a leaf that the model lacks or has in another shape.
+    """
+    saved = load_state(source, part) if is_model(source) else load_ema_state(source)
+    graph, state = nnx.split(model)
+    old = dict(nnx.to_flat_state(saved))
+    leaves = {}
+    for path, leaf in nnx.to_flat_state(state):
+        leaves[path] = old.pop(path, leaf)
+        if leaves[path].shape != leaf.shape:
+            name = ".".join(map(str, path))
+            raise InputError(f"{source}: {name} is {leaves[path].shape}, the model wants {leaf.shape}")
+    if old:
+        raise InputError(f"{source}: leaves that the model lacks: {sorted('.'.join(map(str, p)) for p in old)}")
+    return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 
 def check_leaves(found: dict[str, Any], wanted: dict[str, Any], source: str) -> None:

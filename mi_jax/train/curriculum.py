@@ -14,15 +14,14 @@ from mi_jax.conditions import Conditions
 from mi_jax.data.features import to_pixels
 from mi_jax.data.records import RecordSource
 from mi_jax.diffusion import euler_step, sample_sigma, sigma_schedule
-from mi_jax.errors import InputError
 from mi_jax.models.audio_encoder import audio_windows
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.tiling import decode_latents
 from mi_jax.models.vae import VAE, VAEConfig
-from mi_jax.train.checkpoints import load_ema_state
+from mi_jax.train.checkpoints import warm_start
 from mi_jax.train.flow import adaptive_loss, base_loss, condition_dropout, squared_error
 from mi_jax.weights.configs import config_from_json
-from mi_jax.weights.native import is_model, load_into, read_config
+from mi_jax.weights.native import load_into, read_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class CurriculumObjective:
 
     def init(self, key: Key[Array, ""]) -> DiT:
         model = DiT(self.dit, rngs=nnx.Rngs(key))
-        return model if self.init_from is None else _warm_start(model, self.init_from)
+        return model if self.init_from is None else warm_start(model, self.init_from, "dit")
 
     def dataset(self, seed: int) -> grain.MapDataset:
         """Batches of windows, any step of which can be drawn on its own; the mixture of lengths is fixed by
@@ -131,27 +130,6 @@ def _euler(model: nnx.Module, noise: Array, conditions: Conditions | None, shift
 def _cached_vae(folder: str) -> VAE:
     config = config_from_json(VAEConfig, read_config(folder)["vae"], f"{folder}/config.json: vae")
     return load_into(folder, "vae", lambda: VAE(config, rngs=nnx.Rngs(0)))
-
-
-def _warm_start(model: DiT, source: str) -> DiT:
-    """`model` with every leaf that the source has; what only the model has (audio, in stage 2) stays as initialised."""
-    if is_model(source):
-        config = config_from_json(DiTConfig, read_config(source)["dit"], f"{source}/config.json: dit")
-        saved = nnx.state(load_into(source, "dit", lambda: DiT(config, rngs=nnx.Rngs(0))))
-    else:
-        saved = load_ema_state(source)
-    graphdef, state = nnx.split(model)
-    merged, old = nnx.to_flat_state(state), dict(nnx.to_flat_state(saved))
-    leaves = {}
-    for path, leaf in merged:
-        leaves[path] = old.pop(path, leaf)
-        if leaves[path].shape != leaf.shape:
-            raise InputError(
-                f"{source}: {'.'.join(map(str, path))} is {leaves[path].shape}, the model wants {leaf.shape}"
-            )
-    if old:
-        raise InputError(f"{source}: leaves that the model lacks: {sorted('.'.join(map(str, p)) for p in old)}")
-    return nnx.merge(graphdef, nnx.from_flat_state(leaves))
 
 
 def _cut_window(

@@ -1,6 +1,7 @@
 """From finished training runs to a model folder that `mi_jax.load` reads."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def export_puppet(
         config = dataclasses.replace(config, vae=found.vae, wav2vec2=found.wav2vec2, mllm=found.mllm)
         parts = {field.name: getattr(encoders, field.name) for field in dataclasses.fields(encoders)}
     if (runs / "vae").is_dir():
-        vae = parts["vae"] = load_ema(runs / "vae", VAEObjective())
+        vae = parts["vae"] = load_ema(runs / "vae", _vae_objective(runs / "vae"))
         clips = (draw(i, seed=1, seconds=0.68).video for i in range(SCALE_CLIPS))
         scale = round(measure_scaling_factor(vae, clips), 4)
         config = dataclasses.replace(config, vae=dataclasses.replace(vae.config, scaling_factor=scale))
@@ -54,3 +55,12 @@ def export_puppet(
     if (runs / "stage2").is_dir():
         dit = load_ema(runs / "stage2", CurriculumObjective(dit=config.dit, records=""))
     save_avatar(out, config, Encoders(**parts), dit, dtype=np.float16, overwrite=overwrite)
+
+
+def _vae_objective(run: Path) -> VAEObjective:
+    """As far as it says which parameters the run trained, and where the others come from."""
+    try:
+        said = json.loads((run / "config.json").read_text())["objective"]
+        return VAEObjective(init_from=said["init_from"], decoder_only=said["decoder_only"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{run}/config.json: not the config of a VAE's run ({error})") from None

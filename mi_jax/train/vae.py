@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from mi_jax.mesh import gather_parameters
 from mi_jax.models.vae import VAE, VAEConfig
+from mi_jax.train.checkpoints import warm_start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class VAEObjective:
     face_weight, mouth_weight: what a face pixel and the centre of a mouth count beyond the 1 of every pixel;
       mouth_radius: standard deviation of that soft disc, in mouth widths.
     workers: processes that draw clips; 0 draws in threads of this process.
+    init_from: a finished run, or a model folder, whose VAE this one starts from.
+    decoder_only: keep the encoder as it is: the latents stay those that a denoiser was trained on.
     """
 
     vae: VAEConfig = field(default_factory=VAEConfig.puppet)
@@ -39,10 +42,16 @@ class VAEObjective:
     mouth_weight: float = 4.0
     mouth_radius: float = 0.6
     workers: int = 1
+    init_from: str | None = None
+    decoder_only: bool = False
 
     def init(self, key: jax.Array) -> VAE:
         # Not jitted: one program with a random draw per parameter takes XLA longer to compile than the training step.
-        return VAE(self.vae, rngs=nnx.Rngs(key))
+        vae = VAE(self.vae, rngs=nnx.Rngs(key))
+        return vae if self.init_from is None else warm_start(vae, self.init_from, "vae")
+
+    def trainable(self, path: tuple[str | int, ...]) -> bool:
+        return not self.decoder_only or path[0] in ("post_quant_conv", "decoder")
 
     def dataset(self, seed: int) -> Iterable[dict[str, Any]]:
         """Batches without end: video uint8 [b f H W 3], mouth f32 [b f 4] (opening, width, x, y), mask bool [b H W]."""

@@ -125,6 +125,25 @@ def load_into(
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 
+def load_state(directory: str | os.PathLike, name: str) -> nnx.State:
+    """Every leaf saved as `name`, f32, for a module that may have more of them.
+
+    Raises:
+      InputError: nothing is saved under that name; a file is missing, cut short or not safetensors.
+    """
+    directory = pathlib.Path(directory)
+    leaves = {}
+    for key, (path, _) in _read_headers(directory).items():
+        part, *names = key.split(".")
+        if part == name:
+            with safe_open(path, "numpy") as file:
+                leaf = _read_leaf(file, key, jnp.float32, None)
+            leaves[tuple(int(n) if n.isdigit() else n for n in names)] = nnx.Param(leaf)
+    if not leaves:
+        raise InputError(f"{directory}: holds no weights of {name!r}")
+    return nnx.from_flat_state(leaves)
+
+
 def _dotted(path: Iterable[str | int]) -> str:
     return ".".join(map(str, path))
 

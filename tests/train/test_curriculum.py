@@ -92,7 +92,7 @@ def test_total_loss_is_base_plus_lambda_adaptive():
 def test_warm_start_keeps_stage_1_and_adds_audio(tmp_path, monkeypatch):
     stage1 = CurriculumObjective(dit=dataclasses.replace(TINY, audio=None), records="").init(jax.random.key(5))
     old = nnx.state(stage1)
-    monkeypatch.setattr("mi_jax.train.curriculum.load_ema_state", lambda run: old)
+    monkeypatch.setattr("mi_jax.train.checkpoints.load_ema_state", lambda run: old)
     stage2 = CurriculumObjective(dit=TINY, records="", init_from="stage1").init(jax.random.key(6))
     told = {name: jnp.asarray(x) for name, x in batch(2).items()}
     objective = CurriculumObjective(dit=TINY, records="")

@@ -10,9 +10,12 @@ import pytest
 from flax import nnx
 
 from mi_jax.models.vae import VAE, VAEConfig
+from mi_jax.train.objective import TrainConfig
+from mi_jax.train.state import init_state, make_step, split_model
 from mi_jax.train.vae import VAEObjective, measure_scaling_factor, mouth_disc, psnr, to_unit, weighted_l1
+from mi_jax.weights.native import save_model
 
-TINY = dataclasses.replace(VAEConfig.puppet(), widths=(12, 16, 16), latent_channels=4)
+TINY = dataclasses.replace(VAEConfig.puppet(), widths=(12, 16, 16, 16), latent_channels=4)
 OBJECTIVE = VAEObjective(vae=TINY, batch_size=2, frames=5, size=32, seconds=0.68, workers=0)
 
 
@@ -129,3 +132,22 @@ def test_scaling_factor_gives_unit_latents():
     np.testing.assert_allclose(np.std(means * factor), 1.0, rtol=1e-4)
     with pytest.raises(ValueError, match="no clips"):
         measure_scaling_factor(vae, [])
+
+
+def test_a_decoder_trained_alone_decodes_the_same_latents(tmp_path):
+    """From a model folder, two steps: what encodes keeps its bits, what decodes moves."""
+    start = VAE(TINY, rngs=nnx.Rngs(7))
+    save_model(tmp_path / "model", {"vae": start}, {}, dtype=np.float32)
+    objective = dataclasses.replace(OBJECTIVE, init_from=str(tmp_path / "model"), decoder_only=True)
+    config = TrainConfig(name="decoder", objective=objective, steps=2, learning_rate=1e-2, optimizer="muon")
+    graph, params, frozen = split_model(objective.init(jax.random.key(0)), objective)
+    assert {path[0] for path, _ in nnx.to_flat_state(params)} == {"post_quant_conv", "decoder"}
+    state, step = init_state(config, params, jax.random.key(1)), make_step(config, graph)
+    told = {name: jnp.asarray(x) for name, x in example().items()}
+    for _ in range(2):
+        state, _ = step(state, frozen, told)
+    trained = nnx.merge(graph, state.params, frozen)
+    video = to_unit(told["video"])
+    np.testing.assert_array_equal(trained.encode(video)[0], start.encode(video)[0])
+    latents = start.encode(video)[0]
+    assert float(jnp.abs(trained.decode(latents) - start.decode(latents)).max()) > 1e-3
