@@ -14,7 +14,7 @@ config = TrainConfig(
     objective=CurriculumObjective(
         dit=DiTConfig.puppet(audio=False), records="runs/records", sample_vae="runs/encoders"
     ),
-    steps=900,
+    steps=700,
     optimizer="muon",
     learning_rate=3e-3,
     warmup_steps=50,

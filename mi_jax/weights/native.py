@@ -125,8 +125,8 @@ def load_into(
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 
-def load_state(directory: str | os.PathLike, name: str) -> nnx.State:
-    """Every leaf saved as `name`, f32, for a module that may have more of them.
+def load_state(directory: str | os.PathLike, name: str) -> Any:
+    """Every leaf saved as `name` (an nnx.State), f32, for a module that may have more of them.
 
     Raises:
       InputError: nothing is saved under that name; a file is missing, cut short or not safetensors.

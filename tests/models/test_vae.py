@@ -23,7 +23,7 @@ SMALL = VAEConfig(
     tile_size=32,
     tile_frames=16,
 )
-PUPPET = dataclasses.replace(VAEConfig.puppet(), widths=(12, 16, 16), latent_channels=4, tile_frames=8)
+PUPPET = dataclasses.replace(VAEConfig.puppet(), widths=(12, 16, 16, 16), latent_channels=4, tile_frames=8)
 
 
 def randomise(model: nnx.Module, seed: int = 0) -> nnx.Module:
