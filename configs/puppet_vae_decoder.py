@@ -1,4 +1,5 @@
-"""The puppet VAE's decoder, trained on with the encoder as it is: sharper pictures of the same latents.
+"""The puppet VAE's decoder, trained on with the encoder as it is: sharper pictures of the same latents, and of
+latents that a denoiser did not get quite clean.
 
     mi-jax train configs/puppet_vae_decoder.py --out runs/vae_decoder
 
@@ -10,7 +11,7 @@ from mi_jax.train.vae import VAEObjective
 
 config = TrainConfig(
     name="puppet_vae_decoder",
-    objective=VAEObjective(init_from="runs/vae", decoder_only=True, face_weight=2.0),
+    objective=VAEObjective(init_from="runs/vae", decoder_only=True, latent_noise=0.3, face_weight=2.0),
     steps=3000,
     optimizer="muon",
     learning_rate=1.2e-3,

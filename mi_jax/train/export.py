@@ -61,6 +61,6 @@ def _vae_objective(run: Path) -> VAEObjective:
     """As far as it says which parameters the run trained, and where the others come from."""
     try:
         said = json.loads((run / "config.json").read_text())["objective"]
-        return VAEObjective(init_from=said["init_from"], decoder_only=said["decoder_only"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return VAEObjective(init_from=said.get("init_from"), decoder_only=said.get("decoder_only", False))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{run}/config.json: not the config of a VAE's run ({error})") from None

@@ -29,6 +29,8 @@ class VAEObjective:
     workers: processes that draw clips; 0 draws in threads of this process.
     init_from: a finished run, or a model folder, whose VAE this one starts from.
     decoder_only: keep the encoder as it is: the latents stay those that a denoiser was trained on.
+    latent_noise: most noise, in standard deviations of the latents, that an example is decoded with; how much is drawn
+      uniformly. Such a decoder forgives what a denoiser leaves.
     """
 
     vae: VAEConfig = field(default_factory=VAEConfig.puppet)
@@ -44,6 +46,7 @@ class VAEObjective:
     workers: int = 1
     init_from: str | None = None
     decoder_only: bool = False
+    latent_noise: float = 0.0
 
     def init(self, key: jax.Array) -> VAE:
         # Not jitted: one program with a random draw per parameter takes XLA longer to compile than the training step.
@@ -70,8 +73,13 @@ class VAEObjective:
         model = gather_parameters(model)
         video = to_unit(batch["video"])
         mean, logvar = model.encode(video)
-        noise = jax.random.normal(key, mean.shape, mean.dtype)
-        output = model.decode(mean + jnp.exp(0.5 * logvar) * noise)
+        noise_key, level_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, mean.shape, mean.dtype)
+        scale = jnp.exp(0.5 * logvar)
+        if self.latent_noise:
+            level = jax.random.uniform(level_key, (mean.shape[0], 1, 1, 1, 1), maxval=self.latent_noise)
+            scale = scale + level * jax.lax.stop_gradient(jnp.std(mean))
+        output = model.decode(mean + scale * noise)
 
         weight = 1.0 + self.face_weight * batch["mask"].astype(jnp.float32)[:, None, :, :, None]
         weight = weight + self.mouth_weight * mouth_disc(batch["mouth"], video.shape[2:4], self.mouth_radius)[..., None]

@@ -134,20 +134,41 @@ def test_scaling_factor_gives_unit_latents():
         measure_scaling_factor(vae, [])
 
 
+def test_latent_noise_is_drawn_per_example_up_to_its_bound():
+    """What the decoder sees, told by a model whose decoder hands on its latents as pixels."""
+    seen = []
+
+    class Through(VAE):
+        def __init__(self):
+            pass
+
+        def encode(self, video):
+            return jnp.linspace(-1.0, 1.0, video.size).reshape(video.shape), jnp.full(video.shape, -30.0)
+
+        def decode(self, latents):
+            seen.append(latents)
+            return latents
+
+    told = {name: jnp.asarray(x) for name, x in example(b=6).items()}
+    clean = Through().encode(to_unit(told["video"]))[0]
+    dataclasses.replace(OBJECTIVE, latent_noise=0.3).loss(Through(), told, jax.random.key(0))
+    levels = jnp.std(seen[0] - clean, axis=(1, 2, 3, 4)) / jnp.std(clean)
+    assert 0.0 < float(levels.min()) < 0.15 < float(levels.max()) <= 0.305
+    assert len(set(np.round(levels, 3).tolist())) == 6
+
+
 def test_a_decoder_trained_alone_decodes_the_same_latents(tmp_path):
-    """From a model folder, two steps: what encodes keeps its bits, what decodes moves."""
+    """From a model folder, one step: what encodes keeps its bits, what decodes moves."""
     start = VAE(TINY, rngs=nnx.Rngs(7))
     save_model(tmp_path / "model", {"vae": start}, {}, dtype=np.float32)
     objective = dataclasses.replace(OBJECTIVE, init_from=str(tmp_path / "model"), decoder_only=True)
-    config = TrainConfig(name="decoder", objective=objective, steps=2, learning_rate=1e-2, optimizer="muon")
+    config = TrainConfig(name="decoder", objective=objective, steps=1, learning_rate=1e-2)
     graph, params, frozen = split_model(objective.init(jax.random.key(0)), objective)
     assert {path[0] for path, _ in nnx.to_flat_state(params)} == {"post_quant_conv", "decoder"}
-    state, step = init_state(config, params, jax.random.key(1)), make_step(config, graph)
-    told = {name: jnp.asarray(x) for name, x in example().items()}
-    for _ in range(2):
-        state, _ = step(state, frozen, told)
-    trained = nnx.merge(graph, state.params, frozen)
-    video = to_unit(told["video"])
-    np.testing.assert_array_equal(trained.encode(video)[0], start.encode(video)[0])
-    latents = start.encode(video)[0]
-    assert float(jnp.abs(trained.decode(latents) - start.decode(latents)).max()) > 1e-3
+    told = {name: jnp.asarray(x) for name, x in example(b=1, f=1, size=16).items()}
+    state, _ = make_step(config, graph)(init_state(config, params, jax.random.key(1)), frozen, told)
+    before, after = (dict(nnx.to_flat_state(tree)) for tree in (nnx.state(start), state.params))
+    for path, leaf in nnx.to_flat_state(frozen):
+        np.testing.assert_array_equal(leaf[...], before[path][...])
+    moved = [path for path, leaf in after.items() if not np.array_equal(leaf[...], before[path][...])]
+    assert len(moved) > 0.9 * len(after)
