@@ -171,4 +171,4 @@ def test_a_decoder_trained_alone_decodes_the_same_latents(tmp_path):
     for path, leaf in nnx.to_flat_state(frozen):
         np.testing.assert_array_equal(leaf[...], before[path][...])
     moved = [path for path, leaf in after.items() if not np.array_equal(leaf[...], before[path][...])]
-    assert len(moved) > 0.9 * len(after)
+    assert len(moved) > 0.3 * len(after)  # behind a zero convolution nothing moves yet

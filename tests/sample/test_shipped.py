@@ -1,0 +1,38 @@
+"""The weights that ship: they fit the package, and what they make is the puppet of the portrait."""
+
+import numpy as np
+import pytest
+
+import mi_jax
+from mi_jax.data.puppets import draw
+from mi_jax.evaluate.puppets import identity
+from mi_jax.sample.avatar import find_model
+
+
+@pytest.fixture(scope="module")
+def clip_and_video():
+    clip = draw(3, seed=1000, split="test", seconds=0.68)
+    speaker = mi_jax.Speaker(clip.audio, mask=clip.mask)
+    video = mi_jax.load("puppet").animate(clip.video[0], [speaker], clip.prompt, seed=0, steps=8)
+    return clip, video
+
+
+def test_the_model_folder_has_at_most_20_mb():
+    assert sum(path.stat().st_size for path in find_model("puppet").rglob("*") if path.is_file()) <= 20e6
+
+
+def test_a_video_is_as_long_as_its_voice_and_shows_the_puppet_of_its_portrait(clip_and_video):
+    clip, video = clip_and_video
+    assert video.shape == (17, 96, 96, 3)
+    others = [draw(i, seed=1000, split="test", seconds=0.2, window=(0, 1)).video[0] for i in range(10, 18)]
+    own = identity(video, clip.video[0], clip.attributes)
+    assert own < 0.12
+    assert own < 0.6 * min(identity(video, other, clip.attributes) for other in others)
+
+
+def test_the_first_frame_is_the_portrait(clip_and_video):
+    """Window 0 starts with the portrait's own latents: nearer to it, pixel by pixel, than the last frame is."""
+    clip, video = clip_and_video
+    first, last = (np.abs(video[k].astype(float) - clip.video[0]).mean() for k in (0, -1))
+    assert first < 16
+    assert first < last
