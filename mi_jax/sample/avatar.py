@@ -78,7 +78,7 @@ class AvatarConfig:
             width=96,
             steps=25,
             shift=3.0,
-            guidance_audio=1.0,
+            guidance_audio=2.0,
         )
 
     @classmethod
