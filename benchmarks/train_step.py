@@ -35,7 +35,7 @@ def main(path: str, *overrides: str) -> None:
         batches = {}
         for _, batch in zip(range(BATCHES), config.objective.dataset(config.seed)):
             batch = arrays_of(batch)
-            batches.setdefault(next(iter(batch.values())).shape, batch)
+            batches.setdefault(max(batch.values(), key=np.size).shape, batch)
         for shape, batch in batches.items():
             told = to_devices(batch, mesh)
             start = time.perf_counter()
