@@ -26,5 +26,5 @@ config = TrainConfig(
     weight_decay=0.01,
     ema_decay=0.998,
     checkpoint_every=200,
-    sample_every=0,
+    sample_every=600,
 )
