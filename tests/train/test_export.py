@@ -1,0 +1,23 @@
+"""A model folder made of runs and, for what was not trained, of another model folder."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from mi_jax.errors import InputError
+from mi_jax.sample.avatar import find_model, load, load_encoders
+from mi_jax.train.export import export_puppet
+
+
+def test_without_a_run_the_encoders_are_those_of_the_base(tmp_path):
+    base = find_model("puppet")
+    export_puppet(tmp_path / "runs", tmp_path / "out", base=base)
+    (config, ours), (expected, theirs) = load_encoders(tmp_path / "out"), load_encoders(base)
+    assert (config.vae, config.wav2vec2, config.mllm) == (expected.vae, expected.wav2vec2, expected.mllm)
+    for part in ("vae", "wav2vec2", "mllm"):
+        leaves = (jax.tree.leaves(nnx.state(getattr(encoders, part))) for encoders in (ours, theirs))
+        for a, b in zip(*leaves, strict=True):
+            np.testing.assert_array_equal(a, b)
+    with pytest.raises(InputError, match="dit"):
+        load(tmp_path / "out")
