@@ -16,6 +16,7 @@ config = TrainConfig(
         records="runs/records",
         init_from="runs/stage1",
         adaptive_weight=10.0,
+        whole_mask=0.1,
         sample_vae="runs/encoders",
     ),
     steps=1800,

@@ -3,7 +3,7 @@ latents that a denoiser did not get quite clean.
 
     mi-jax train configs/puppet_vae_decoder.py --out runs/vae_decoder
 
-A denoiser that was trained on the latents stays valid. Cost and result: docs/puppets.md.
+A denoiser that was trained on the latents stays valid. Not run yet: neither cost nor result is known.
 """
 
 from mi_jax.train.objective import TrainConfig

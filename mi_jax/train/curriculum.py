@@ -46,7 +46,7 @@ class CurriculumObjective:
     """lambda of Eq. 4; the paper's stage 2 has 10."""
     face_masked: bool = True
     """False lets audio act everywhere (for the ablation of Eq. 2)."""
-    whole_mask: float = 0.1
+    whole_mask: float = 0.0
     """Share of windows whose audio may act everywhere, as it does at sampling when no face mask is known."""
     drop_each: float = 0.1
     drop_all: float = 0.05

@@ -12,7 +12,7 @@ from flax import nnx
 
 from mi_jax.errors import InputError
 from mi_jax.models.tiling import decode_latents, decode_pieces, decode_tiled, encode_latents, encode_tiled
-from mi_jax.models.vae import VAE, VAEConfig, upsample_nearest
+from mi_jax.models.vae import VAE, VAEConfig, _fold, _match_channels, _unfold, upsample_nearest
 
 SMALL = VAEConfig(
     widths=(8, 16, 16, 16),
@@ -247,6 +247,16 @@ def test_a_fresh_vae_with_shortcuts_begins_as_an_autoencoder():
     mean, logvar = encode(vae, grey)
     assert float(jnp.abs(mean).max()) > 1e-3
     np.testing.assert_allclose(logvar, -6.0, atol=1e-6)
+
+
+def test_shortcuts_average_pixels_of_one_colour():
+    """4x4 pixels folded into 48 channels and matched to 3 are each colour's mean; matched back, it is everywhere."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 8, 4, 3)), jnp.float32)
+    means = _match_channels(_fold(x, (1, 4, 4)), 3)
+    expected = x.reshape(1, 1, 2, 4, 1, 4, 3).mean(axis=(3, 5))
+    np.testing.assert_allclose(means, expected, atol=1e-6)
+    np.testing.assert_array_equal(_unfold(_match_channels(means, 48), (1, 4, 4)), upsample_nearest(means, (1, 4, 4)))
+    np.testing.assert_array_equal(_unfold(_fold(x, (1, 4, 4)), (1, 4, 4)), x)
 
 
 def test_upsampling_repeats_all_but_the_first_frame_in_time():
