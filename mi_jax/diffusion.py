@@ -51,9 +51,9 @@ def sigma_schedule(steps: int, shift: float) -> Float[Array, "{steps}+1"]:
     return shift_sigma(jnp.linspace(1.0, 0.0, steps + 1, dtype=jnp.float32), shift)
 
 
-def sample_sigma(key: Key[Array, ""], shape: tuple[int, ...], shift: float) -> Float[Array, "..."]:
-    """Training noise levels: `sigmoid(N(0, 1))`, then shifted (HunyuanVideo-I2V, Magic-1-For-1)."""
-    return shift_sigma(jax.nn.sigmoid(jax.random.normal(key, shape, jnp.float32)), shift)
+def sample_sigma(key: Key[Array, ""], shape: tuple[int, ...], shift: float, scale: float = 1.0) -> Float[Array, "..."]:
+    """Training noise levels: `sigmoid(N(0, scale^2))`, then shifted (HunyuanVideo-I2V, Magic-1-For-1: scale 1)."""
+    return shift_sigma(jax.nn.sigmoid(scale * jax.random.normal(key, shape, jnp.float32)), shift)
 
 
 def euler_step(

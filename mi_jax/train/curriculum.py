@@ -36,6 +36,8 @@ class CurriculumObjective:
     """A finished run whose averaged parameters this one starts from, or a model folder; leaves it lacks (audio)
     keep their initial values."""
     shift: float = 3.0
+    sigma_scale: float = 1.0
+    """Spread of the noise levels, before the shift (`sample_sigma`)."""
     windows: tuple[tuple[int, int], ...] = ((9, 6), (17, 3), (33, 2))
     """(latent frames, batch size) of the training windows. Each step draws one kind, so that every length is
     learned."""
@@ -82,7 +84,7 @@ class CurriculumObjective:
         clean = batch["latents"].astype(jnp.float32)
         conditions = self.conditions(model, batch)
         conditions = conditions.drop(**condition_dropout(keys[0], clean.shape[0], self.drop_each, self.drop_all))
-        sigma = sample_sigma(keys[1], (clean.shape[0],), self.shift)
+        sigma = sample_sigma(keys[1], (clean.shape[0],), self.shift, self.sigma_scale)
         noise = jax.random.normal(keys[2], clean.shape, jnp.float32)
         error = squared_error(model, clean, noise, sigma, conditions)
         base, adaptive = base_loss(error), adaptive_loss(error, batch["face_mask"])

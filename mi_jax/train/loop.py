@@ -1,11 +1,15 @@
 """The trainer: one function for every objective, read from top to bottom."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import pathlib
+import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import absl.flags
@@ -13,6 +17,7 @@ import grain
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -29,8 +34,11 @@ def train(config: TrainConfig, out_dir: str | pathlib.Path) -> TrainState:
 
     Writes under `out_dir`: config.json, checkpoints/, tensorboard/, metrics.csv. A run that was killed and started
     again ends with the same bits as one that was not: the state holds the key, the checkpoint the place in the data.
+    SIGTERM, which schedulers send before they take a machine back, ends a run after the step under way, with a
+    checkpoint.
 
     Raises:
+      SystemExit: of code 143, after a SIGTERM.
       InputError: `out_dir` cannot be written or holds checkpoints of another config; the dataset ends, or its batch
         does not divide over the devices.
     """
@@ -83,36 +91,56 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
     log = RunLog(out_dir, config.name, start, config.steps) if chief else None
     pending, interval, clock = [], [], None
     try:
-        for step in range(start, config.steps):
-            batch = to_devices(_next(iterator, step), mesh)
-            with jax.transfer_guard_host_to_device("disallow"):
-                state, metrics = step_fn(state, frozen, batch)
-            done, last = step + 1, step + 1 == config.steps
-            clock = clock or (done, time.perf_counter())  # from here on, so that compilation does not count as speed
-            pending.append((done, metrics))
+        with _sigterm() as asked_to_stop:
+            for step in range(start, config.steps):
+                batch = to_devices(_next(iterator, step), mesh)
+                with jax.transfer_guard_host_to_device("disallow"):
+                    state, metrics = step_fn(state, frozen, batch)
+                done, last, stop = step + 1, step + 1 == config.steps, asked_to_stop(step + 1)
+                clock = clock or (done, time.perf_counter())  # from here on: compiling is not speed
+                pending.append((done, metrics))
 
-            while len(pending) > (0 if last else 1):
-                count, values = pending.pop(0)
-                interval.append({name: float(value) for name, value in jax.device_get(values).items()})
-                if log:
-                    log.progress()
-                if count % config.log_every == 0 or count == config.steps:
-                    now = time.perf_counter()
-                    speed = (count - clock[0]) / (now - clock[1])
+                while len(pending) > (0 if last or stop else 1):
+                    count, values = pending.pop(0)
+                    interval.append({name: float(value) for name, value in jax.device_get(values).items()})
                     if log:
-                        log.scalars(count, summarise(interval) | {"steps_per_second": speed})
-                    interval, clock = [], (count, now)
+                        log.progress()
+                    if count % config.log_every == 0 or count == config.steps:
+                        now = time.perf_counter()
+                        speed = (count - clock[0]) / (now - clock[1])
+                        if log:
+                            log.scalars(count, summarise(interval) | {"steps_per_second": speed})
+                        interval, clock = [], (count, now)
 
-            if done % config.checkpoint_every == 0 or last:
-                ckpt.save(checkpoints, done, state, iterator)
-            if log and sample and (done % config.sample_every == 0 or last):
-                averaged = nnx.merge(graph, *gather_parameters((state.ema, frozen)))
-                log.samples(done, sample(averaged, preview, jax.random.fold_in(step_key, done)))
+                if done % config.checkpoint_every == 0 or last or stop:
+                    ckpt.save(checkpoints, done, state, iterator)
+                if log and sample and (done % config.sample_every == 0 or last):
+                    averaged = nnx.merge(graph, *gather_parameters((state.ema, frozen)))
+                    log.samples(done, sample(averaged, preview, jax.random.fold_in(step_key, done)))
+                if stop and not last:
+                    raise SystemExit(128 + signal.SIGTERM)
     finally:
         checkpoints.close()  # a checkpoint under way is finished first
         if log:
             log.close()
     return state
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[Callable[[int], bool]]:
+    """Gives a function of the steps done: whether all processes are to stop there, because one was sent SIGTERM."""
+    if jax.process_count() > 1:  # jax.distributed listens for the signal itself, and agrees on the step
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield lambda step: False
+        return
+    received = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: received.set())
+    try:
+        yield lambda step: received.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def to_devices(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:

@@ -78,7 +78,7 @@ class VAEObjective:
         scale = jnp.exp(0.5 * logvar)
         if self.latent_noise:
             level = jax.random.uniform(level_key, (mean.shape[0], 1, 1, 1, 1), maxval=self.latent_noise)
-            scale = scale + level * jax.lax.stop_gradient(jnp.std(mean))
+            scale = scale + level * jnp.std(mean)  # with its gradient: larger latents must not pay
         output = model.decode(mean + scale * noise)
 
         weight = 1.0 + self.face_weight * batch["mask"].astype(jnp.float32)[:, None, :, :, None]

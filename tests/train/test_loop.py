@@ -138,6 +138,25 @@ def test_resumed_after_sigkill_is_bitwise_the_unbroken_run(tmp_path):
     assert logged[cut:] == expected[cut:]
 
 
+def test_sigterm_ends_a_run_with_a_checkpoint_after_the_step_under_way(tmp_path, finished):
+    settings, _, whole = finished
+    before = signal.getsignal(signal.SIGTERM)
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Preempted(Regression):
+        def sample(self, model, batch, key):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().sample(model, batch, key)
+
+    with pytest.raises(SystemExit) as stop:
+        train(dataclasses.replace(settings, objective=Preempted(), sample_every=7), tmp_path)
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+    # Sent after step 7, seen by step 8, at which the run is gone on with.
+    assert max(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == 8
+    assert digests(train(settings, tmp_path)) == digests(whole)
+
+
 def test_a_checkpoint_of_another_config_is_refused_in_one_line(finished):
     _, out, _ = finished
     with pytest.raises(InputError, match=r"checkpoints/20: .*of another shape \(the first is") as error:
