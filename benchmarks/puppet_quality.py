@@ -53,12 +53,14 @@ class Args:
     steps: int | None = None
     guidance_audio: float | None = None
     guidance_text: float | None = None
+    face_mask: bool = True
+    """Give the true face mask; without it audio may act everywhere."""
 
 
 def generate(avatar: mi_jax.Avatar, args: Args, clip: Clip, audio: np.ndarray) -> np.ndarray:
     return avatar.animate(
         clip.video[0],
-        [mi_jax.Speaker(audio, mask=clip.mask)],
+        [mi_jax.Speaker(audio, mask=clip.mask if args.face_mask else np.ones_like(clip.mask))],
         prompt=clip.prompt,
         seed=0,
         steps=args.steps,
