@@ -29,7 +29,7 @@ class Encoders:
     """The frozen models around the denoiser."""
 
     vae: VAE
-    wav2vec2: Wav2Vec2
+    wav2vec2: Wav2Vec2 | None
     mllm: MLLM
     prompter: Prompter
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mi_jax.conditions import Conditions
 from mi_jax.diffusion import TIMESTEPS
@@ -45,6 +45,9 @@ class DiTConfig:
     latent_channels: int = 16
     image_to_video: bool = False
     """Adds portrait latents and a start mask to the input channels: 2 * latent_channels + 1 in all."""
+    token_replace: bool = False
+    """The other way from image to video (HunyuanVideo-I2V): in a window that starts with the portrait, its latents take
+    the place of latent frame 0, whose tokens are modulated as at time 0."""
     patch: tuple[int, int, int] = (1, 2, 2)
     width: int = 3072
     heads: int = 24
@@ -68,6 +71,8 @@ class DiTConfig:
             raise ValueError(f"rope_axes {self.rope_axes} must sum to the head dim {self.width}/{self.heads}")
         if self.single_depth % 2 or self.patch[0] != 1:
             raise ValueError("single_depth must be even and the temporal patch 1")
+        if self.image_to_video and self.token_replace:
+            raise ValueError("a portrait is given as channels (image_to_video) or as tokens (token_replace), not both")
 
     @property
     def head_dim(self) -> int:
@@ -133,6 +138,18 @@ def merge_heads(x: Float[Array, "b n k d"]) -> Float[Array, "b n e"]:
     return rearrange(x, "b n k d -> b n (k d)")
 
 
+def modulation_of(modulation: Modulation, vec: Float[Array, "b d"], still: tuple[Array, Array] | None) -> list[Array]:
+    """Shifts, scales and gates of the tokens: `[b 1 d]` each, or, with `still`, `[b n d]`.
+
+    `still` is the conditioning vector at time 0 and which tokens [b n 1] take theirs from it (token replace).
+    """
+    moving = modulation(vec)
+    if still is None:
+        return moving
+    vec_at_zero, tokens = still
+    return [jnp.where(tokens, a, b) for a, b in zip(modulation(vec_at_zero), moving)]
+
+
 class Stream(nnx.Module):
     """One of a double block's two streams: adaptive norms, its own projections and MLP."""
 
@@ -155,9 +172,9 @@ class DoubleBlock(nnx.Module):
         self.video = Stream(config, rngs=rngs)
         self.text = Stream(config, rngs=rngs)
 
-    def __call__(self, video: Array, text: Array, vec: Array, rope, length: Array) -> tuple[Array, Array]:
+    def __call__(self, video: Array, text: Array, vec: Array, rope, length: Array, still) -> tuple[Array, Array]:
         n = video.shape[1]
-        shift_v, scale_v, *rest_v = self.video.modulation(vec)
+        shift_v, scale_v, *rest_v = modulation_of(self.video.modulation, vec, still)
         shift_t, scale_t, *rest_t = self.text.modulation(vec)
         qkv_video = self.video.qkv(modulate(video, shift_v, scale_v), rope)
         qkv_text = self.text.qkv(modulate(text, shift_t, scale_t))
@@ -177,9 +194,9 @@ class SingleBlock(nnx.Module):
         self.mlp_in = linear(config.width, hidden, rngs=rngs)
         self.out = linear(config.width + hidden, config.width, rngs=rngs)
 
-    def __call__(self, x: Array, vec: Array, rope, n: int, length: Array) -> Array:
+    def __call__(self, x: Array, vec: Array, rope, n: int, length: Array, still) -> Array:
         """`n` video tokens come first; rotary positions are theirs alone."""
-        shift, scale, gate = self.modulation(vec)
+        shift, scale, gate = modulation_of(self.modulation, vec, still)
         y = modulate(x, shift, scale)
         q, k, v = self.qkv(y)
         q, k = (jnp.concatenate([apply_rope(part[:, :n], rope), part[:, n:]], axis=1) for part in (q, k))
@@ -322,7 +339,8 @@ class DiT(nnx.Module):
     ) -> Float[Array, "b t h w c"]:
         """Velocity `eps - x` at noise level `sigma` (already shifted), f32.
 
-        The latent height and width are multiples of the patch (2).
+        The latent height and width are multiples of the patch (2). With token replace, the velocity of a given latent
+        frame 0 is the one that leads to the portrait, so that a sampler arrives there, and a loss finds no error.
         """
         _b, t, h, w, _ = latents.shape
         grid = (t, h // self.config.patch[1], w // self.config.patch[2])
@@ -330,14 +348,22 @@ class DiT(nnx.Module):
             (self.image_in, self.time_in, self.pooled_in, self.guidance_in)
         )
         timestep = sinusoid(TIMESTEPS * sigma, TIMESTEP_DIM).astype(self.dtype)
-        vec = time_in(timestep)
-        if pooled_in is not None:
-            vec = vec + pooled_in(conditions.text_pooled.astype(self.dtype))
+        pooled = 0 if pooled_in is None else pooled_in(conditions.text_pooled.astype(self.dtype))
+        vec = time_in(timestep) + pooled
+        still = still_joint = None
+        if self.config.token_replace:
+            at_zero = time_in(sinusoid(jnp.zeros_like(sigma), TIMESTEP_DIM).astype(self.dtype)) + pooled
+            given, noised = _first_frame(latents, conditions), latents.astype(jnp.float32)
+            latents = jnp.where(given, conditions.portrait.astype(latents.dtype)[:, None], latents)
         if guidance_in is not None:
             vec = vec + guidance_in(sinusoid(TIMESTEPS * conditions.guidance, TIMESTEP_DIM).astype(self.dtype))
 
         video = image_in(self._patches(latents, conditions))
         tokens, length = _text_tokens(conditions)
+        if self.config.token_replace:
+            first = jnp.repeat(given[:, :, 0, 0], grid[1] * grid[2], axis=1)
+            still = (at_zero, first)
+            still_joint = (at_zero, jnp.pad(first, ((0, 0), (0, tokens.shape[1]), (0, 0))))
         text = self.text_in(tokens.astype(self.dtype), timestep, length)
         rope = rope_table(grid, self.config.rope_axes, self.config.rope_theta)
         audio, mask = self._audio(conditions, t)
@@ -347,14 +373,15 @@ class DiT(nnx.Module):
 
         def double(carry, body):
             body = gather_parameters(body)
-            video, text = body.block(*carry, vec, rope, length)
+            video, text = body.block(*carry, vec, rope, length, still)
             return (listen(body, video), text), None
 
         n = video.shape[1]
 
         def single(x, body):
             body = gather_parameters(body)
-            x = body.second(body.first(x, vec, rope, n, length), vec, rope, n, length)
+            for block in (body.first, body.second):
+                x = block(x, vec, rope, n, length, still_joint)
             return jnp.concatenate([listen(body, x[:, :n]), x[:, n:]], axis=1), None
 
         if self.config.remat:
@@ -362,11 +389,15 @@ class DiT(nnx.Module):
         video, text = jax.lax.scan(double, (video, text), self.double)[0]
         x = jax.lax.scan(single, jnp.concatenate([video, text], axis=1), self.single)[0]
         patches = gather_parameters(self.final)(x[:, :n], vec).astype(jnp.float32)
-        return rearrange(
+        velocity = rearrange(
             patches,
             "b (t h w) (c p q) -> b t (h p) (w q) c",
             t=grid[0], h=grid[1], w=grid[2], p=self.config.patch[1], q=self.config.patch[2],
         )  # fmt: skip
+        if self.config.token_replace:
+            level = jnp.maximum(sigma, 1e-6).reshape(-1, 1, 1, 1, 1)
+            velocity = jnp.where(given, (noised - conditions.portrait[:, None].astype(jnp.float32)) / level, velocity)
+        return velocity
 
     def _patches(self, latents: Array, conditions: Conditions) -> Array:
         """Input tokens; for image to video, noise + portrait (latent frame 0 only) + start mask (paper 3.2)."""
@@ -390,6 +421,12 @@ class DiT(nnx.Module):
         p, q = self.config.patch[1:]
         mask = reduce(mask, "b s t (h p) (w q) -> b s (t h w)", "max", p=p, q=q)
         return conditions.audio.astype(self.dtype), mask.astype(self.dtype)
+
+
+def _first_frame(latents: Array, conditions: Conditions) -> Bool[Array, "b t 1 1 1"]:
+    """Where latents are the portrait's: at latent frame 0 of the windows that start a video."""
+    first = (jnp.arange(latents.shape[1]) == 0).reshape(1, -1, 1, 1, 1)
+    return first & (conditions.is_start > 0).reshape(-1, 1, 1, 1, 1)
 
 
 def _text_tokens(conditions: Conditions) -> tuple[Float[Array, "b n e"], Int[Array, "b"]]:

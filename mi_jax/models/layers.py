@@ -61,7 +61,7 @@ class RMSNorm(nnx.Module):
 
 
 def modulate(
-    x: Float[Array, "b n d"], shift: Float[Array, "b 1 d"], scale: Float[Array, "b 1 d"]
+    x: Float[Array, "b n d"], shift: Float[Array, "b #n d"], scale: Float[Array, "b #n d"]
 ) -> Float[Array, "b n d"]:
     """`layer_norm(x) * (1 + scale) + shift` in f32, returned in the dtype of `x` (adaptive layer norm)."""
     return (layer_norm(x) * (1 + scale.astype(jnp.float32)) + shift.astype(jnp.float32)).astype(x.dtype)

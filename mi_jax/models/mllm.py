@@ -24,7 +24,8 @@ from mi_jax.models.prompts import PromptConfig
 class MLLMConfig:
     """Sizes of the parts, and what is read from them."""
 
-    vision: CLIPVisionConfig
+    vision: CLIPVisionConfig | None
+    """None: prompts alone are read, no portraits (HunyuanVideo from text)."""
     language: LlamaConfig
     clip_text: CLIPTextConfig | None
     """None: the denoiser takes no pooled vector."""
@@ -36,7 +37,7 @@ class MLLMConfig:
 
     def __post_init__(self):
         p = self.prompts
-        if p.image_tokens != self.vision.num_patches:
+        if self.vision and p.image_tokens != self.vision.num_patches:
             raise ValueError(
                 f"<image> stands for {p.image_tokens} tokens, the image has {self.vision.num_patches} patches"
             )
@@ -45,9 +46,9 @@ class MLLMConfig:
             raise ValueError("prompts and the CLIP text tower differ in their length or their end-of-text token")
 
     @property
-    def image_size(self) -> int:
+    def image_size(self) -> int | None:
         """Side of the square portrait that the vision tower sees, in pixels."""
-        return self.vision.image_size
+        return self.vision.image_size if self.vision else None
 
     @property
     def width(self) -> int:
@@ -62,7 +63,7 @@ class MLLMConfig:
     @property
     def num_image_tokens(self) -> int:
         """Image tokens given to the denoiser."""
-        return -(-self.vision.num_patches // self.image_token_stride)
+        return -(-self.vision.num_patches // self.image_token_stride) if self.vision else 0
 
     @classmethod
     def llava_llama3_8b(cls) -> "MLLMConfig":
@@ -106,14 +107,20 @@ class MLLM(nnx.Module):
 
     def __init__(self, config: MLLMConfig, *, rngs: nnx.Rngs):
         c = self.config = config
-        self.vision = CLIPVision(c.vision, rngs=rngs)
-        self.projector_in = linear(c.vision.width, c.width, rngs=rngs)
-        self.projector_out = linear(c.width, c.width, rngs=rngs)
+        self.vision = CLIPVision(c.vision, rngs=rngs) if c.vision else None
+        self.projector_in = linear(c.vision.width, c.width, rngs=rngs) if c.vision else None
+        self.projector_out = linear(c.width, c.width, rngs=rngs) if c.vision else None
         self.language = Llama(c.language, rngs=rngs)
         self.clip_text = CLIPText(c.clip_text, rngs=rngs) if c.clip_text else None
 
     def image_features(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b n d"]:
-        """What Llama reads in place of the image tokens: projected patch features (exact GELU between the layers)."""
+        """What Llama reads in place of the image tokens: projected patch features (exact GELU between the layers).
+
+        Raises:
+            ValueError: the model has no vision tower.
+        """
+        if self.vision is None:
+            raise ValueError("this model has no vision tower: it reads prompts alone")
         project_in, project_out = gather_parameters((self.projector_in, self.projector_out))
         return project_out(jax.nn.gelu(project_in(self.vision(images)), approximate=False))
 

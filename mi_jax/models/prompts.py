@@ -150,7 +150,7 @@ class Prompter:
         """
         folder = Path(folder)
         second = folder / "tokenizer_2"
-        return cls(config, _read_tokenizer(folder / "tokenizer"), _read_tokenizer(second) if second.is_dir() else None)
+        return cls(config, read_tokenizer(folder / "tokenizer"), read_tokenizer(second) if second.is_dir() else None)
 
     def save(self, folder: str | Path) -> None:
         """Writes what `load` reads."""
@@ -224,7 +224,12 @@ class Prompter:
         return out_ids, out_mask
 
 
-def _read_tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder of transformers.
+
+    Raises:
+        InputError: there is none, or it is unreadable.
+    """
     from transformers import AutoTokenizer
 
     if not folder.is_dir():

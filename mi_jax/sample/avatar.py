@@ -10,7 +10,7 @@ import pathlib
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from mi_jax.data.features import Encoders, latent_mask, portrait_latents, prompt
 from mi_jax.diffusion import sigma_schedule
 from mi_jax.errors import InputError
 from mi_jax.models.audio_encoder import audio_windows
+from mi_jax.models.clip import CLIPText, CLIPTextConfig
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.mllm import MLLM, MLLMConfig
 from mi_jax.models.prompts import Prompter
@@ -36,12 +37,20 @@ from mi_jax.sample.guidance import Guidance
 from mi_jax.sample.sliding_window import sliding_window
 from mi_jax.sample.windows import plan_windows
 from mi_jax.weights.configs import config_from_json, config_to_json
-from mi_jax.weights.native import load_into, read_config, save_model
+from mi_jax.weights.native import CONFIG, load_into, read_config, save_model
 
 FPS = media.FRAMES_PER_SECOND
 AUDIO_CHUNK = 64  # latent frames whose audio windows are in memory at a time
 
 log = logging.getLogger("mi_jax")
+
+_PARTS: dict[str, tuple[type, type]] = {
+    "dit": (DiTConfig, DiT),
+    "vae": (VAEConfig, VAE),
+    "wav2vec2": (Wav2Vec2Config, Wav2Vec2),
+    "mllm": (MLLMConfig, MLLM),
+    "clip_text": (CLIPTextConfig, CLIPText),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,13 +59,15 @@ class AvatarConfig:
 
     height, width: of the video in pixels; the networks run at the next multiple that they take (540: 544, cropped).
     steps, shift: Euler steps, and the shift of their noise levels towards 1.
+    wav2vec2: None for a model that hears nothing.
     guidance_audio, guidance_text: default weights of `Guidance`; 0 for a distilled model.
+    embedded_guidance: the scale that a denoiser with a guidance embedding is told (HunyuanVideo's 6).
     dtype: of the denoiser and the MLLM; the VAE and wav2vec2 are f32.
     """
 
     dit: DiTConfig
     vae: VAEConfig
-    wav2vec2: Wav2Vec2Config
+    wav2vec2: Wav2Vec2Config | None
     mllm: MLLMConfig
     height: int
     width: int
@@ -64,6 +75,7 @@ class AvatarConfig:
     shift: float
     guidance_audio: float = 0.0
     guidance_text: float = 0.0
+    embedded_guidance: float = 6.0
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @classmethod
@@ -146,6 +158,8 @@ class Avatar:
     ) -> UInt8[np.ndarray, "f H W 3"]:
         """A video of the portrait speaking, at 25 fps and the model's size, as long as the longest voice.
 
+        A model without audio attention (HunyuanVideo-I2V) makes a silent video: no speakers, and `seconds` given.
+
         Where a mask came from and what was cut or resized is logged to the logger `mi_jax` (INFO and WARNING).
 
         Args:
@@ -173,35 +187,48 @@ class Avatar:
         weights = {name: defaults[name] if value is None else float(value) for name, value in weights.items()}
         if not all(map(math.isfinite, weights.values())):
             raise InputError(f"guidance weights must be finite numbers, got {weights}")
-        if not speakers:
+        if config.dit.audio is None:
+            self._check_silent(speakers, seconds)
+        elif not speakers:
             raise InputError("no voice: at least one speaker is needed")
         pixels = read_portrait(portrait)
         voices = [read_voice(speaker.audio, f"voice {i + 1}") for i, speaker in enumerate(speakers)]
-        frames = num_frames(max(map(len, voices)) / media.SAMPLE_RATE if seconds is None else seconds)
+        longest = max(map(len, voices), default=0) / media.SAMPLE_RATE
+        frames = num_frames(longest if seconds is None else seconds)
         latent_frames = -(-(frames - 1) // config.vae.temporal_stride) + 1
         plan_windows(latent_frames, window, overlap)  # a bad window is known before the long work
-        masks, how = faces.face_masks(pixels, len(speakers), [speaker.mask for speaker in speakers])
-        log.info(how)
+        masks = []
+        if speakers:
+            masks, how = faces.face_masks(pixels, len(speakers), [speaker.mask for speaker in speakers])
+            log.info(how)
 
         if seconds is not None:
             voices = [voice[: round(seconds * media.SAMPLE_RATE)] for voice in voices]
         conditions = self.conditions(pixels, masks, voices, prompt, latent_frames)
         latents = self.denoise(
-            conditions, seed=seed, steps=steps, window=window, overlap=overlap, weights=weights, progress=progress
+            conditions,
+            seed=seed,
+            steps=steps,
+            window=window,
+            overlap=overlap,
+            weights=weights,
+            latent_frames=latent_frames,
+            progress=progress,
         )
         return self.decode(latents)[:frames]
 
     def conditions(
         self,
         portrait: UInt8[np.ndarray, "H W 3"],
-        masks: np.ndarray,
+        masks: Sequence[np.ndarray] | np.ndarray,
         voices: Sequence[np.ndarray],
         prompt: str,
         latent_frames: int,
     ) -> Conditions:
         """What the denoiser is told of a video of `latent_frames`, one example.
 
-        masks: bool [s H W] of the portrait's size; voices: one per mask, samples at 16 kHz, of any lengths.
+        masks: bool [s H W] of the portrait's size; voices: one per mask, samples at 16 kHz, of any lengths; none for a
+        model without audio.
         """
         height, width = self.config.padded_size
         face = media.fit_image(portrait, height, width)
@@ -210,17 +237,20 @@ class Avatar:
             features, dropped = prompt_features(self.encoders, face, prompt)
         if dropped:
             log.warning("prompt: too long, its last %d tokens are not read", dropped)
-        hidden = [
-            hidden_states(self.encoders.wav2vec2, voice, self.config.vae.temporal_stride * (latent_frames - 1) + 1)
-            for voice in voices
-        ]
         features |= {
             "image_mask": np.ones(features["image_tokens"].shape[0], bool),
             "portrait": np.asarray(portrait_latents(self.encoders.vae, face)),
             "is_start": np.ones((), np.float32),
-            "audio": self.audio_tokens(np.stack(hidden)),
-            "face_mask": np.stack([latent_mask(mask, self.config.vae.spatial_stride) for mask in masks]),
         }
+        if voices:
+            frames = self.config.vae.temporal_stride * (latent_frames - 1) + 1
+            hidden = [hidden_states(self.encoders.wav2vec2, voice, frames) for voice in voices]
+            features |= {
+                "audio": self.audio_tokens(np.stack(hidden)),
+                "face_mask": np.stack([latent_mask(mask, self.config.vae.spatial_stride) for mask in masks]),
+            }
+        if self.config.dit.guidance_embedding:
+            features["guidance"] = np.float32(self.config.embedded_guidance)
         return Conditions(**{name: jnp.asarray(leaf)[None] for name, leaf in features.items()})
 
     def audio_tokens(self, hidden: Float[np.ndarray, "s n l d"]) -> Float[np.ndarray, "s t a e"]:
@@ -248,12 +278,13 @@ class Avatar:
         window: int,
         overlap: int,
         weights: dict[str, float],
+        latent_frames: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Float[np.ndarray, "t h w c"]:
-        """Latents of the whole video, from the noise of `seed`."""
+        """Latents of the whole video, from the noise of `seed`; `latent_frames` are by default those of the audio."""
         height, width = self.config.padded_size
         stride = self.config.vae.spatial_stride
-        frames = conditions.audio.shape[2]
+        frames = conditions.audio.shape[2] if latent_frames is None else latent_frames
         shape = (1, frames, height // stride, width // stride, self.config.vae.latent_channels)
         sigmas = sigma_schedule(steps, self.config.shift)
         group = 1 if self.mesh is None else self.mesh.shape["data"]
@@ -290,6 +321,15 @@ class Avatar:
     def save(self, folder: str | os.PathLike, *, dtype=np.float16, overwrite: bool = False) -> None:
         """Writes what `load` reads (see `save_avatar`)."""
         save_avatar(folder, self.config, self.encoders, self.dit, dtype=dtype, overwrite=overwrite)
+
+    def _check_silent(self, speakers: Sequence[Speaker], seconds: float | None) -> None:
+        dit = self.config.dit
+        if not (dit.image_to_video or dit.token_replace):
+            raise InputError("this model makes videos from text alone, not from a portrait")
+        if speakers:
+            raise InputError("this model has no audio attention: it makes silent videos, without voices")
+        if seconds is None:
+            raise InputError("this model makes silent videos: give their length in seconds")
 
     def _on_mesh(self):
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
@@ -380,11 +420,28 @@ def load_encoders(name: str | os.PathLike, *, mesh: Mesh | None = None) -> tuple
     build = lambda kind, part: lambda: kind(part, rngs=nnx.Rngs(0))  # noqa: E731
     encoders = Encoders(
         vae=load_into(folder, "vae", build(VAE, config.vae)),
-        wav2vec2=load_into(folder, "wav2vec2", build(Wav2Vec2, config.wav2vec2)),
+        wav2vec2=config.wav2vec2 and load_into(folder, "wav2vec2", build(Wav2Vec2, config.wav2vec2)),
         mllm=load_into(folder, "mllm", build(MLLM, config.mllm), dtype=jnp.dtype(config.dtype), mesh=mesh),
         prompter=Prompter.load(folder, config.mllm.prompts),
     )
     return config, encoders
+
+
+def load_part(
+    folder: str | os.PathLike, name: str, *, dtype: Any = jnp.float32, mesh: Mesh | None = None
+) -> nnx.Module:
+    """One module of a model folder: dit, vae, wav2vec2, mllm or clip_text; the others need not be there.
+
+    Raises:
+      InputError: the folder has no such part, or its files are missing, damaged or do not fit.
+    """
+    kind, module = _PARTS[name]
+    where = pathlib.Path(folder) / CONFIG
+    config = read_config(folder).get(name)
+    if config is None:
+        raise InputError(f"{where}: says nothing of {name!r}")
+    config = config_from_json(kind, config, f"{where}: {name}")
+    return load_into(folder, name, lambda: module(config, rngs=nnx.Rngs(0)), dtype=dtype, mesh=mesh)
 
 
 def save_avatar(
@@ -402,6 +459,7 @@ def save_avatar(
         root = pathlib.Path(scratch)
         files = {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
     parts = {name: getattr(encoders, name) for name in ("vae", "wav2vec2", "mllm")}
+    parts = {name: module for name, module in parts.items() if module is not None}
     if dit is not None:
         parts["dit"] = dit
     save_model(folder, parts, config_to_json(config), dtype=dtype, files=files, overwrite=overwrite)

@@ -6,11 +6,12 @@
 Large models are split as on the Hugging Face hub: model-00001-of-00003.safetensors ... and an index of them.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -45,6 +46,21 @@ def save_model(
       InputError: the folder holds something already and `overwrite` is not set, or cannot be written.
       ValueError: a leaf has no finite value in `dtype` (float16 ends at 65504).
     """
+    with new_folder(directory, overwrite=overwrite) as folder:
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        for name, content in (files or {}).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        _write_weights(folder, modules, np.dtype(dtype), max_shard_bytes)
+
+
+@contextlib.contextmanager
+def new_folder(directory: str | os.PathLike, *, overwrite: bool = False) -> Iterator[pathlib.Path]:
+    """A folder beside `directory` to write to, which takes its name (and its place) at the end if nothing failed.
+
+    Raises:
+      InputError: `directory` holds something already and `overwrite` is not set, or cannot be written.
+    """
     directory = pathlib.Path(directory)
     occupied = directory.exists() and not (directory.is_dir() and not any(directory.iterdir()))
     if occupied and not overwrite:
@@ -57,11 +73,7 @@ def save_model(
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror})") from None
     try:
-        (beside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        for name, content in (files or {}).items():
-            (beside / name).parent.mkdir(parents=True, exist_ok=True)
-            (beside / name).write_bytes(content)
-        _write_weights(beside, modules, np.dtype(dtype), max_shard_bytes)
+        yield beside
         if occupied:
             directory.rename(old)
         beside.rename(directory)
@@ -208,26 +220,31 @@ def _write_weights(folder: pathlib.Path, modules: dict[str, nnx.Module], dtype: 
         for name, module in modules.items()
         for path, variable in nnx.to_flat_state(nnx.state(module))
     }
+    sizes = {
+        key: leaf.size * (dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype).itemsize
+        for key, leaf in leaves.items()
+    }
+    for file, keys in plan_files(folder, sizes, max_shard_bytes).items():
+        save_file({key: _to_disk(key, leaves[key], dtype) for key in keys}, folder / file)
+
+
+def plan_files(folder: pathlib.Path, sizes: dict[str, int], max_shard_bytes: int) -> dict[str, list[str]]:
+    """Which leaves (`sizes` in bytes) go into which file; of more than one, the index is written."""
     shards: list[list[str]] = [[]]
-    total = size = 0
-    for key, leaf in leaves.items():
-        bytes_ = leaf.size * (dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype).itemsize
+    size = 0
+    for key, bytes_ in sizes.items():
         if shards[-1] and size + bytes_ > max_shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(key)
-        total, size = total + bytes_, size + bytes_
-    files = (
-        [WEIGHTS]
-        if len(shards) == 1
-        else [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    )
-    for file, keys in zip(files, shards):
-        save_file({key: _to_disk(key, leaves[key], dtype) for key in keys}, folder / file)
-    if len(shards) > 1:
-        weight_map = {key: file for file, keys in zip(files, shards) for key in keys}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        size += bytes_
+    if len(shards) == 1:
+        return {WEIGHTS: shards[0]}
+    files = {f"model-{i:05d}-of-{len(shards):05d}.safetensors": keys for i, keys in enumerate(shards, start=1)}
+    weight_map = {key: file for file, keys in files.items() for key in keys}
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    return files
 
 
 def _to_disk(key: str, leaf: jax.Array, dtype: np.dtype) -> np.ndarray:

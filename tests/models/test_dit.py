@@ -9,10 +9,12 @@ import pytest
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 from flax import nnx
+from reference import fill, numpy_tensors, relative_error
 
 from mi_jax.conditions import Conditions
 from mi_jax.models.audio_encoder import AudioEncoderConfig
 from mi_jax.models.dit import DiT, DiTConfig
+from mi_jax.weights.hunyuan_video import diffusers_table
 
 SMALL = DiTConfig(width=48, heads=2, double_depth=2, single_depth=4, text_dim=20, pooled_dim=12, rope_axes=(4, 10, 10))
 TALKING = dataclasses.replace(
@@ -79,6 +81,7 @@ def _reference(config: DiTConfig, seed: int) -> HunyuanVideoTransformer3DModel:
         text_embed_dim=config.text_dim,
         pooled_projection_dim=config.pooled_dim,
         rope_axes_dim=config.rope_axes,
+        image_condition_type="token_replace" if config.token_replace else None,
     ).eval()
     with torch.no_grad():
         for p in model.parameters():
@@ -87,96 +90,7 @@ def _reference(config: DiTConfig, seed: int) -> HunyuanVideoTransformer3DModel:
 
 
 def _from_reference(config: DiTConfig, model: HunyuanVideoTransformer3DModel) -> DiT:
-    """Our tree filled from diffusers' names."""
-    torch_state = {name: p.detach().numpy() for name, p in model.named_parameters()}
-
-    def dense(*names: str, flip: bool = False) -> dict:
-        kernel = np.concatenate(
-            [torch_state[f"{n}.weight"].reshape(torch_state[f"{n}.weight"].shape[0], -1).T for n in names], 1
-        )
-        bias = np.concatenate([torch_state[f"{n}.bias"] for n in names])
-        if flip:  # diffusers' last modulation is (scale, shift)
-            kernel, bias = (np.concatenate(np.split(x, 2, axis=-1)[::-1], axis=-1) for x in (kernel, bias))
-        return {"kernel": kernel, "bias": bias}
-
-    def embedder(name: str) -> dict:
-        return {"fc1": dense(f"{name}.linear_1"), "fc2": dense(f"{name}.linear_2")}
-
-    def norm(name: str) -> dict:
-        return {"scale": torch_state[f"{name}.weight"], "bias": torch_state[f"{name}.bias"]}
-
-    def qkv(attn: str, q: str, k: str, v: str, q_norm: str, k_norm: str) -> dict:
-        return {
-            "proj": dense(*(f"{attn}.{n}" for n in (q, k, v))),
-            "q_norm": {"scale": torch_state[f"{attn}.{q_norm}.weight"]},
-            "k_norm": {"scale": torch_state[f"{attn}.{k_norm}.weight"]},
-        }
-
-    def mlp(name: str) -> dict:
-        return {"fc1": dense(f"{name}.net.0.proj"), "fc2": dense(f"{name}.net.2")}
-
-    def double(i: int) -> dict:
-        p = f"transformer_blocks.{i}"
-        video = {
-            "modulation": {"linear": dense(f"{p}.norm1.linear")},
-            "qkv": qkv(f"{p}.attn", "to_q", "to_k", "to_v", "norm_q", "norm_k"),
-            "out": dense(f"{p}.attn.to_out.0"),
-            "mlp": mlp(f"{p}.ff"),
-        }
-        text = {
-            "modulation": {"linear": dense(f"{p}.norm1_context.linear")},
-            "qkv": qkv(f"{p}.attn", "add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k"),
-            "out": dense(f"{p}.attn.to_add_out"),
-            "mlp": mlp(f"{p}.ff_context"),
-        }
-        return {"block": {"video": video, "text": text}}
-
-    def single(i: int) -> dict:
-        p = f"single_transformer_blocks.{i}"
-        return {
-            "modulation": {"linear": dense(f"{p}.norm.linear")},
-            "qkv": qkv(f"{p}.attn", "to_q", "to_k", "to_v", "norm_q", "norm_k"),
-            "mlp_in": dense(f"{p}.proj_mlp"),
-            "out": dense(f"{p}.proj_out"),
-        }
-
-    def refiner(i: int) -> dict:
-        p = f"context_embedder.token_refiner.refiner_blocks.{i}"
-        return {
-            "norm1": norm(f"{p}.norm1"),
-            "qkv": dense(f"{p}.attn.to_q", f"{p}.attn.to_k", f"{p}.attn.to_v"),
-            "out": dense(f"{p}.attn.to_out.0"),
-            "norm2": norm(f"{p}.norm2"),
-            "mlp": mlp(f"{p}.ff"),
-            "gates": {"linear": dense(f"{p}.norm_out.linear")},
-        }
-
-    def stack(blocks: list[dict]) -> dict:
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)
-
-    tree = {
-        "image_in": dense("x_embedder.proj"),
-        "time_in": embedder("time_text_embed.timestep_embedder"),
-        "pooled_in": embedder("time_text_embed.text_embedder"),
-        "text_in": {
-            "embed": dense("context_embedder.proj_in"),
-            "time": embedder("context_embedder.time_text_embed.timestep_embedder"),
-            "mean": embedder("context_embedder.time_text_embed.text_embedder"),
-            "blocks": stack([refiner(i) for i in range(config.refiner_depth)]),
-        },
-        "double": stack([double(i) for i in range(config.double_depth)]),
-        "single": stack(
-            [{"first": single(2 * i), "second": single(2 * i + 1)} for i in range(config.single_depth // 2)]
-        ),
-        "final": {"modulation": {"linear": dense("norm_out.linear", flip=True)}, "out": dense("proj_out")},
-    }
-    if config.guidance_embedding:
-        tree["guidance_in"] = embedder("time_text_embed.guidance_embedder")
-    graphdef, state = nnx.split(DiT(config, rngs=nnx.Rngs(0)))
-    pure = nnx.to_pure_dict(state)
-    assert jax.tree.map(np.shape, tree) == jax.tree.map(np.shape, pure)
-    nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, tree))
-    return nnx.merge(graphdef, state)
+    return fill(lambda: DiT(config, rngs=nnx.Rngs(0)), diffusers_table(config), numpy_tensors(model))
 
 
 @pytest.mark.parametrize("guidance", [False, True])
@@ -198,7 +112,44 @@ def test_velocity_equals_diffusers(guidance, t, h, w):
             guidance=as_torch(1000 * told.guidance) if guidance else None,
         ).sample.numpy()
     got = np.moveaxis(np.asarray(ours(x, sigma, told)), -1, 1)
-    assert np.linalg.norm(got - expected) / np.linalg.norm(expected) < 1e-5
+    assert relative_error(got, expected) < 1e-5
+
+
+@pytest.mark.parametrize(("t", "h", "w", "guidance"), [(1, 4, 6, False), (3, 6, 4, True)])
+def test_token_replace_equals_diffusers(t, h, w, guidance):
+    """The first frame given clean and modulated at time 0; its own velocity is the one that leads to the portrait."""
+    config = dataclasses.replace(SMALL, token_replace=True, guidance_embedding=guidance)
+    reference = _reference(config, seed=t)
+    ours = _from_reference(config, reference)
+    x, sigma = latents_and_sigma(config, t=t, h=h, w=w)
+    portrait = jax.random.normal(jax.random.key(3), (2, h, w, config.latent_channels))
+    told = dataclasses.replace(conditions(config, seed=t), portrait=portrait, is_start=jnp.ones(2))
+    as_torch = lambda a: torch.from_numpy(np.array(a))  # noqa: E731
+    with torch.no_grad():
+        expected = reference(
+            hidden_states=as_torch(jnp.moveaxis(x.at[:, 0].set(portrait), -1, 1)),
+            timestep=as_torch(1000 * sigma),
+            encoder_hidden_states=as_torch(told.text_tokens),
+            encoder_attention_mask=as_torch(told.text_mask),
+            pooled_projections=as_torch(told.text_pooled),
+            guidance=as_torch(1000 * told.guidance) if guidance else None,
+        ).sample.numpy()
+    got = ours(x, sigma, told)
+    if t > 1:
+        assert relative_error(np.moveaxis(np.asarray(got), -1, 1)[:, :, 1:], expected[:, :, 1:]) < 1e-5
+    implied = x[:, 0] - sigma.reshape(2, 1, 1, 1) * got[:, 0]
+    np.testing.assert_allclose(implied, portrait, atol=1e-5)
+
+
+def test_a_window_without_its_portrait_replaces_no_token():
+    config = dataclasses.replace(SMALL, token_replace=True)
+    replacing = randomise(DiT(config, rngs=nnx.Rngs(0)))
+    plain = randomise(DiT(SMALL, rngs=nnx.Rngs(0)))
+    x, sigma = latents_and_sigma(config)
+    told = dataclasses.replace(conditions(config), portrait=x[:, 1], is_start=jnp.asarray([0.0, 1.0]))
+    got, expected = (np.asarray(model(x, sigma, told)) for model in (replacing, plain))
+    np.testing.assert_array_equal(got[0], expected[0])
+    assert np.abs(got[1, 1:] - expected[1, 1:]).max() > 1e-3
 
 
 # --- sizes ---------------------------------------------------------------------------------------------------------

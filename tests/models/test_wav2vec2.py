@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from flax import nnx
+from reference import fill, numpy_tensors
 
 from mi_jax.models.wav2vec2 import (
     Wav2Vec2,
@@ -15,6 +16,7 @@ from mi_jax.models.wav2vec2 import (
     hidden_states,
     normalise,
 )
+from mi_jax.weights.wav2vec2 import wav2vec2_table
 
 TINY = Wav2Vec2Config(
     conv_dim=16, width=32, num_layers=3, num_heads=4, mlp_width=64, position_kernel=8, position_groups=4
@@ -33,52 +35,6 @@ def reference_config(config: Wav2Vec2Config) -> transformers.Wav2Vec2Config:
     )
 
 
-def load_reference(model: Wav2Vec2, reference: torch.nn.Module) -> None:
-    """Copies every weight of the PyTorch model; fails on a shape that differs."""
-    tensors = {name: tensor.detach().numpy() for name, tensor in reference.state_dict().items()}
-
-    def put(parameter: nnx.Param, array: np.ndarray) -> None:
-        assert parameter.shape == array.shape, (parameter.shape, array.shape)
-        parameter.set_value(jnp.asarray(array))
-
-    def put_linear(linear: nnx.Linear, name: str) -> None:
-        put(linear.kernel, tensors[f"{name}.weight"].T)
-        put(linear.bias, tensors[f"{name}.bias"])
-
-    def put_norm(norm: nnx.Module, name: str) -> None:
-        put(norm.scale, tensors[f"{name}.weight"])
-        put(norm.bias, tensors[f"{name}.bias"])
-
-    for i, conv in enumerate(model.convs):
-        put(conv.kernel, tensors[f"feature_extractor.conv_layers.{i}.conv.weight"].transpose(2, 1, 0))
-    put_norm(model.channel_norm, "feature_extractor.conv_layers.0.layer_norm")
-    put_norm(model.projection_norm, "feature_projection.layer_norm")
-    put_linear(model.projection, "feature_projection.projection")
-    g = tensors["encoder.pos_conv_embed.conv.parametrizations.weight.original0"]
-    v = tensors["encoder.pos_conv_embed.conv.parametrizations.weight.original1"]
-    put(model.position.kernel, (g * v / np.sqrt((v**2).sum((0, 1), keepdims=True))).transpose(2, 1, 0))
-    put(model.position.bias, tensors["encoder.pos_conv_embed.conv.bias"])
-    put_norm(model.encoder_norm, "encoder.layer_norm")
-
-    def stacked(name: str) -> np.ndarray:
-        return np.stack([tensors[f"encoder.layers.{i}.{name}"] for i in range(model.config.num_layers)])
-
-    layers = model.layers
-    for linear, name in (
-        (layers.query, "attention.q_proj"),
-        (layers.key, "attention.k_proj"),
-        (layers.value, "attention.v_proj"),
-        (layers.out, "attention.out_proj"),
-        (layers.mlp_in, "feed_forward.intermediate_dense"),
-        (layers.mlp_out, "feed_forward.output_dense"),
-    ):
-        put(linear.kernel, stacked(f"{name}.weight").transpose(0, 2, 1))
-        put(linear.bias, stacked(f"{name}.bias"))
-    for norm, name in ((layers.attention_norm, "layer_norm"), (layers.mlp_norm, "final_layer_norm")):
-        put(norm.scale, stacked(f"{name}.weight"))
-        put(norm.bias, stacked(f"{name}.bias"))
-
-
 @jax.jit
 def encode(model: Wav2Vec2, waveform: jax.Array) -> jax.Array:
     return model(waveform)
@@ -91,8 +47,7 @@ def pair() -> tuple[Wav2Vec2, transformers.Wav2Vec2Model]:
     with torch.no_grad():
         for parameter in reference.parameters():  # default norms and biases are 1 and 0, and would hide a mix-up
             parameter.add_(0.1 * torch.randn_like(parameter))
-    model = jax.jit(lambda key: Wav2Vec2(TINY, rngs=nnx.Rngs(key)))(jax.random.key(0))
-    load_reference(model, reference)
+    model = fill(lambda: Wav2Vec2(TINY, rngs=nnx.Rngs(0)), wav2vec2_table(TINY), numpy_tensors(reference))
     return model, reference
 
 
