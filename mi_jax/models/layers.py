@@ -110,11 +110,10 @@ def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
 def sinusoid(position: Float[Array, "n"], dim: int, max_period: float = 10_000.0) -> Float[Array, "n {dim}"]:
     """Sinusoidal embedding, cosines then sines, f32 (HunyuanVideo's timestep embedding)."""
     half = dim // 2
-    # In NumPy's f32 as the reference's f32: at position 6000 one bit here is 1e-3 radians there, and weights
-    # are used to it.
-    frequencies = jnp.asarray(
-        np.exp(np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half))
-    )
+    # The reference's f32: its exponents, and their exp to the last bit, which NumPy's own f32 exp misses. At position
+    # 6000 one bit here is 1e-3 radians there, and weights are used to it.
+    exponents = np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    frequencies = jnp.asarray(np.exp(exponents.astype(np.float64)).astype(np.float32))
     angles = position.astype(jnp.float32)[:, None] * frequencies[None, :]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
