@@ -146,6 +146,8 @@ def prepare(
     from mi_jax.sample.avatar import load_encoders
 
     config, encoders = load_encoders(model)
+    if encoders.wav2vec2 is None or encoders.mllm.vision is None:
+        raise InputError(f"{model}: records need a model that hears voices and sees portraits")
     prepare_puppets(
         encoders,
         out,

@@ -416,7 +416,10 @@ def load_encoders(name: str | os.PathLike, *, mesh: Mesh | None = None) -> tuple
       InputError: as `load`.
     """
     folder = find_model(name)
-    config = config_from_json(AvatarConfig, read_config(folder), str(folder / "config.json"))
+    said = read_config(folder)
+    if said and said.keys() <= _PARTS.keys():
+        raise InputError(f"{folder / CONFIG}: of a folder of parts ({', '.join(said)}), not of a whole avatar")
+    config = config_from_json(AvatarConfig, said, str(folder / CONFIG))
     build = lambda kind, part: lambda: kind(part, rngs=nnx.Rngs(0))  # noqa: E731
     encoders = Encoders(
         vae=load_into(folder, "vae", build(VAE, config.vae)),

@@ -292,5 +292,5 @@ def test_a_denoiser_alone_says_what_an_avatar_lacks(hub, tmp_path):
     made = convert("hunyuan-video-i2v", hub / "transformer", tmp_path / "out", dtype=jnp.bfloat16)
     assert (made.parts, made.missing) == (["dit"], ["vae", "mllm"])
     assert load_part(tmp_path / "out", "dit").config.token_replace
-    with pytest.raises(InputError, match=r"out/config\.json"):
+    with pytest.raises(InputError, match=r"out/config\.json: of a folder of parts \(dit\), not of a whole avatar"):
         load(tmp_path / "out")
