@@ -123,13 +123,14 @@ def _place(source: pathlib.Path, name: str, given: str | os.PathLike | None, fam
         if not pathlib.Path(given).exists():
             raise InputError(f"{given}: no such file or folder")
         return pathlib.Path(given)
-    usual = _PLACES[name]
-    if name == "text_encoder" and family != "hunyuan-video":
-        usual = usual[::-1]  # Tencent's folder may hold both
-    found = [source / place for place in usual if has_checkpoint(source / place)]
-    if len(found) > 1 and name != "text_encoder":
-        raise InputError(f"{source}: holds both {found[0].relative_to(source)} and {found[1].relative_to(source)}")
-    return found[0] if found else None
+    # Tencent's folder may hold both models: each reads its own.
+    other = "i2v" if family == "hunyuan-video" else "t2v"
+    places = sorted(_PLACES[name], key=lambda place: other in place)
+    if name == "dit":
+        places = [place for place in places if other not in place]
+    if name == "text_encoder" and other == "t2v":
+        places.reverse()
+    return next((source / place for place in places if has_checkpoint(source / place)), None)
 
 
 def _one_part(family: Family, source: pathlib.Path, given: dict[str, Any], extend: Any, found: _Found) -> None:
