@@ -168,7 +168,9 @@ def _read_leaf(file: safe_open, key: str, dtype: Any, mesh: Mesh | None) -> jax.
     else:
         sharding = NamedSharding(mesh, parameter_spec(shape, mesh))
     read = (lambda index: stored[index]) if shape else (lambda index: file.get_tensor(key))
-    return jax.make_array_from_callback(shape, sharding, lambda index: np.asarray(read(index)).astype(dtype))
+    return jax.make_array_from_callback(
+        shape, sharding, lambda index: np.asarray(read(index)).astype(dtype, copy=False)
+    )
 
 
 def _read_headers(directory: pathlib.Path) -> dict[str, tuple[pathlib.Path, tuple[int, ...]]]:
