@@ -2,15 +2,17 @@
 
     python benchmarks/puppet_quality.py --clips 100 --out benchmarks/results/puppet_quality
 
-Writes OUT.json (the summary), OUT.csv (a row per clip), OUT_mouth.png (true against generated mouth opening) and
-OUT_sheet.png (frames). Everything is read from generated pixels by `mi_jax.evaluate.puppets`:
+Writes OUT.json (the summary), OUT.csv (a row per clip), OUT_mouth.png (true against generated mouth opening),
+OUT_sheet.png (frames) and, if asked, OUT_duets.png. Everything is read from generated pixels by
+`mi_jax.evaluate.puppets`:
 
-- lip sync: Pearson correlation of the mouth opening with the true one (generated; through the VAE alone, the
-ceiling; with
-  another clip's voice, the control), and the lag of the best correlation in frames;
+- lip sync: Pearson correlation of the mouth opening with the true one (generated; through the VAE alone, the ceiling;
+  with another clip's voice, the control), and the lag of the best correlation in frames;
 - obedience to each attribute that the prompt directs, beside what the same reader sees in the true clips;
 - identity (distance to the portrait outside the mouth) and sharpness, beside the truth's;
-- seconds of computation per second of video, after compilation.
+- seconds of computation per second of video, after compilation;
+- with `--duets N`: two puppets in one picture, each with its own voice: the correlation of each mouth with its own
+  true opening, and with the other's.
 """
 
 import csv
@@ -30,6 +32,7 @@ from tqdm import tqdm
 
 import mi_jax
 from mi_jax.data.features import to_pixels, to_signed
+from mi_jax.data.puppet_duets import Duet, draw_duet
 from mi_jax.data.puppets import Clip, draw
 from mi_jax.evaluate.puppets import correlation, identity, mouth_opening, obedience, sharpness, sync_offset
 from mi_jax.models.tiling import decode_latents, encode_latents
@@ -47,6 +50,8 @@ class Args:
     clips: int = 100
     controls: int = 25
     """Clips that are also made with another clip's voice."""
+    duets: int = 0
+    """Pictures of two puppets, each with its own voice."""
     seconds: float = 5.16
     seed: int = 1000
     """Of the held-out puppets."""
@@ -107,15 +112,51 @@ def measure(args: Args, avatar: mi_jax.Avatar) -> tuple[list[dict], list[tuple[C
     return rows, shown
 
 
+def measure_duets(args: Args, avatar: mi_jax.Avatar) -> tuple[list[dict], list[tuple[Duet, np.ndarray]]]:
+    rows, shown = [], []
+    for i in tqdm(range(args.duets), unit="duet"):
+        duet = draw_duet(i, seed=args.seed, split="test", seconds=args.seconds, size=avatar.config.height)
+        video = avatar.animate(
+            duet.video[0],
+            [mi_jax.Speaker(audio, mask=mask) for audio, mask in zip(duet.audio, duet.mask)],
+            prompt=duet.prompt,
+            seed=0,
+            steps=args.steps,
+            guidance_audio=args.guidance_audio,
+            guidance_text=args.guidance_text,
+        )
+        vae = avatar.encoders.vae
+        through = to_pixels(decode_latents(vae, encode_latents(vae, to_signed(duet.video)[None]))[0])
+        for k, attributes in enumerate(duet.attributes):
+            opening = mouth_opening(video, attributes)
+            rows.append(
+                {
+                    "duet": i,
+                    "duet_correlation": correlation(opening, duet.mouth[k, :, 0]),
+                    "duet_correlation_vae": correlation(mouth_opening(through, attributes), duet.mouth[k, :, 0]),
+                    "duet_correlation_other": correlation(opening, duet.mouth[1 - k, :, 0]),
+                    "duet_truth_other": correlation(duet.mouth[k, :, 0], duet.mouth[1 - k, :, 0]),
+                }
+            )
+        shown.append((duet, video))
+    return rows, shown[:8]
+
+
 def summarise(rows: list[dict]) -> dict:
-    summary = {"clips": len(rows)}
-    for name in dict.fromkeys(key for row in rows for key in row if key != "clip"):
-        values = np.array([row[name] for row in rows if name in row], float)
-        summary[name] = {"mean": round(values.mean(), 4), "median": round(float(np.median(values)), 4)}
+    summary = {"clips": len(rows)} | means(rows)
     summary["correlation"]["share_of_vae"] = round(
         summary["correlation"]["mean"] / summary["correlation_vae"]["mean"], 4
     )
     summary["offset"]["within_1"] = float(np.mean([abs(row["offset"]) <= 1 for row in rows]))
+    return summary
+
+
+def means(rows: list[dict]) -> dict:
+    """Mean and median of every column that is no number of a clip."""
+    summary = {}
+    for name in dict.fromkeys(key for row in rows for key in row if key not in ("clip", "duet")):
+        values = np.array([row[name] for row in rows if name in row], float)
+        summary[name] = {"mean": round(values.mean(), 4), "median": round(float(np.median(values)), 4)}
     return summary
 
 
@@ -136,7 +177,7 @@ def plot_mouths(path: Path, shown: list[tuple[Clip, np.ndarray]]) -> None:
     plt.close(figure)
 
 
-def contact_sheet(path: Path, shown: list[tuple[Clip, np.ndarray]], columns: int = 10) -> None:
+def contact_sheet(path: Path, shown: list[tuple[Clip | Duet, np.ndarray]], columns: int = 10) -> None:
     """Per clip two rows: the truth above, generated below; the first column is the portrait."""
     rows = []
     for clip, video in shown:
@@ -148,12 +189,17 @@ def contact_sheet(path: Path, shown: list[tuple[Clip, np.ndarray]], columns: int
 def main(args: Args) -> None:
     avatar = mi_jax.load(args.model)
     rows, shown = measure(args, avatar)
-    summary = summarise(rows) | {
-        "args": {key: str(value) for key, value in dataclasses.asdict(args).items()},
-        "date": time.strftime("%Y-%m-%d"),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}",
-        "jax": jax.__version__,
-    }
+    duets, shown_duets = measure_duets(args, avatar)
+    summary = (
+        summarise(rows)
+        | means(duets)
+        | {
+            "args": {key: str(value) for key, value in dataclasses.asdict(args).items()},
+            "date": time.strftime("%Y-%m-%d"),
+            "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}",
+            "jax": jax.__version__,
+        }
+    )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n")
     fields = list(dict.fromkeys(key for row in rows for key in row))
@@ -163,6 +209,8 @@ def main(args: Args) -> None:
         writer.writerows(rows)
     plot_mouths(args.out.with_name(args.out.name + "_mouth.png"), shown[:8])
     contact_sheet(args.out.with_name(args.out.name + "_sheet.png"), shown)
+    if shown_duets:
+        contact_sheet(args.out.with_name(args.out.name + "_duets.png"), shown_duets)
     print(json.dumps(summary, indent=2))
 
 

@@ -1,6 +1,8 @@
 """The puppet VAE: 96x96 video through 12x12x16 latents, one per 4 frames.
 
-Run: mi-jax train configs/puppet_vae.py
+    mi-jax train configs/puppet_vae.py --out runs/vae_first
+
+configs/puppet_vae_noisy.py goes on from here. Cost and result: docs/puppets.md.
 """
 
 from mi_jax.train.objective import TrainConfig

@@ -92,10 +92,12 @@ def puppets(
     seconds: float = 5.16,
     split: Literal["train", "test"] = "train",
     size: int = 96,
+    duets: bool = False,
 ) -> None:
     """Draws talking puppets with the truth beside them.
 
     Each has a folder of its own: portrait.png, mask.png, speech.wav, prompt.txt, video.mp4, mouth.csv, attributes.json.
+    A duet has mask_1.png and mask_2.png, and so on, from left to right.
 
     Args:
       out: the folder to write to.
@@ -104,13 +106,14 @@ def puppets(
       seconds: length of each; the frames are the nearest number of the form 4k + 1.
       split: faces, voices and sentences to train on, or those held out.
       size: side of the picture in pixels.
+      duets: two puppets in each picture.
     """
     if not 16 <= size <= 1024:
         raise InputError(f"--size is {size}, must lie in 16 .. 1024")
     try:
         from mi_jax.data.puppets import write_puppets
 
-        folders = write_puppets(out, count, seed, seconds, split=split, size=size)
+        folders = write_puppets(out, count, seed, seconds, split=split, size=size, duets=duets)
     except ModuleNotFoundError as missing:
         raise InputError(f"puppets need {missing.name}: pip install 'mi-jax[puppets]'") from missing
     print(f"{out}: {len(folders)} clip{'s' * (len(folders) > 1)}")
@@ -119,6 +122,7 @@ def puppets(
 def prepare(
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
     puppets: Annotated[int, tyro.conf.arg(metavar="COUNT")],
+    duets: int = 0,
     model: Annotated[str, tyro.conf.arg(metavar="puppet|DIR")] = "puppet",
     first: int = 0,
     seed: int = 0,
@@ -131,8 +135,9 @@ def prepare(
     Args:
       out: the folder to write; it must not exist yet.
       puppets: how many puppet clips to draw.
+      duets: how many clips of two puppets to add, each with its own voice.
       model: whose encoders: a shipped model or a model folder (a denoiser is not needed).
-      first: number of the first clip.
+      first: number of the first clip, and of the first duet.
       seed: of the puppets.
       split: faces, voices and sentences to train on, or those held out.
       seconds: length of each clip.
@@ -140,6 +145,8 @@ def prepare(
     """
     if puppets < 1:
         raise InputError(f"--puppets is {puppets}, at least 1 is needed")
+    if duets < 0:
+        raise InputError(f"--duets is {duets}, must not be negative")
     import os
 
     from mi_jax.data.prepare import prepare_puppets
@@ -152,6 +159,7 @@ def prepare(
         encoders,
         out,
         puppets,
+        duets=duets,
         first=first,
         seed=seed,
         split=split,

@@ -248,6 +248,12 @@ def test_puppets_that_cannot_be_drawn(files, capsys, more, named):
     assert named in refused(capsys, "puppets", "--out", "drawn", *more)
 
 
+def test_puppets_in_pairs(files, capsys):
+    assert cli.main(["puppets", "--out", "pairs", "--seconds", "0.5", "--size", "64", "--duets"]) == 0
+    assert "pairs: 1 clip" in capsys.readouterr().out
+    assert {"mask_1.png", "mask_2.png"} < {path.name for path in cli.Path("pairs/00000").iterdir()}
+
+
 def test_puppets_with_nowhere_to_go(files, capsys):
     assert "/proc/drawn" in refused(capsys, "puppets", "--out", "/proc/drawn")
     assert "portrait.png" in refused(capsys, "puppets", "--out", "portrait.png")
@@ -257,6 +263,7 @@ def test_convert_and_prepare_refuse_what_is_not_there(files, capsys):
     assert "nowhere/vae: no such run" in refused(capsys, "convert", "puppet", "nowhere", "out")
     assert "'nobody'" in refused(capsys, "convert", "nobody", "nowhere", "out")
     assert "--puppets is 0" in refused(capsys, "prepare", "--out", "records", "--puppets", "0")
+    assert "--duets is -1" in refused(capsys, "prepare", "--out", "records", "--puppets", "1", "--duets", "-1")
     assert "nobody: no such model" in refused(
         capsys, "prepare", "--out", "records", "--puppets", "1", "--model", "nobody"
     )

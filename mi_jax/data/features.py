@@ -80,22 +80,22 @@ def latent_mask(mask: Bool[np.ndarray, "H W"] | Float[np.ndarray, "H W"], stride
 def clip_record(
     encoders: Encoders,
     video: UInt8[np.ndarray, "f H W 3"],
-    audio: Float[np.ndarray, "n"],
+    audio: Float[np.ndarray, "s n"],
     prompt: str,
-    mask: Bool[np.ndarray, "H W"],
+    mask: Bool[np.ndarray, "s H W"],
 ) -> dict[str, np.ndarray]:
     """The training record of one clip whose first frame is the portrait; f = 4k + 1 frames at 25 fps, audio at 16 kHz.
 
-    Keys: latents f16 [t h w c] and portrait f16 [h w c] (scaled), face_mask f32 [h w], audio_hidden f16 [1 2f L D] (one
-    speaker's wav2vec2 states), and those of `prompt_features` in f16.
+    Keys: latents f16 [t h w c] and portrait f16 [h w c] (scaled), face_mask f32 [s h w] and audio_hidden f16
+    [s 2f L D] (wav2vec2 states) of each of the s speakers, and those of `prompt_features` in f16.
     """
     features, _ = prompt_features(encoders, video[0], prompt)
     record = {
         "latents": encode_latents(encoders.vae, jnp.asarray(to_signed(video))[None])[0],
         "portrait": portrait_latents(encoders.vae, video[0]),
-        "audio_hidden": hidden_states(encoders.wav2vec2, audio, len(video))[None],
+        "audio_hidden": np.stack([hidden_states(encoders.wav2vec2, voice, len(video)) for voice in audio]),
         **features,
     }
     halves = {name: np.asarray(leaf).astype(np.float16) for name, leaf in record.items() if name != "text_mask"}
-    mask = latent_mask(mask, encoders.vae.config.spatial_stride)
-    return {**halves, "text_mask": record["text_mask"], "face_mask": mask}
+    masks = np.stack([latent_mask(face, encoders.vae.config.spatial_stride) for face in mask])
+    return {**halves, "text_mask": record["text_mask"], "face_mask": masks}

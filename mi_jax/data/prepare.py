@@ -1,7 +1,7 @@
 """Feature records for training (paper 4.1.1: VAE, wav2vec2 and portrait features are computed once, in advance)."""
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -9,14 +9,23 @@ import numpy as np
 from tqdm import tqdm
 
 from mi_jax.data.features import Encoders, clip_record
+from mi_jax.data.puppet_duets import Duet, draw_duet
 from mi_jax.data.puppets import Clip, draw
 from mi_jax.data.records import write_records
 
 
-def drawn_clips(
-    first: int, count: int, *, seed: int, split: str, seconds: float, size: int, workers: int = 1
-) -> Iterator[Clip]:
-    """Puppet clips `first` .. `first + count - 1` in order, drawn ahead by other processes."""
+def drawn(
+    draw: Callable[..., Clip | Duet],
+    first: int,
+    count: int,
+    *,
+    seed: int,
+    split: str,
+    seconds: float,
+    size: int,
+    workers: int = 1,
+) -> Iterator[Clip | Duet]:
+    """Clips (`draw`) or duets (`draw_duet`) `first` .. `first + count - 1` in order, drawn ahead by other processes."""
     job = partial(draw, seed=seed, split=split, seconds=seconds, size=size)
     # "spawn": a forked child of a process that runs JAX may deadlock.
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
@@ -28,6 +37,7 @@ def prepare_puppets(
     out_dir: str | Path,
     count: int,
     *,
+    duets: int = 0,
     first: int = 0,
     seed: int = 0,
     split: str = "train",
@@ -35,16 +45,20 @@ def prepare_puppets(
     size: int = 96,
     workers: int = 1,
 ) -> None:
-    """Writes the records of `count` puppet clips to `out_dir` (see `clip_record`).
+    """Writes the records of `count` puppet clips and then of `duets` duets to `out_dir` (see `clip_record`).
 
     Raises:
       InputError: `out_dir` exists already or cannot be written.
     """
-    clips = drawn_clips(first, count, seed=seed, split=split, seconds=seconds, size=size, workers=workers)
+    options = {"seed": seed, "split": split, "seconds": seconds, "size": size}
 
     def records() -> Iterator[dict[str, np.ndarray]]:
-        for clip in tqdm(clips, total=count, unit="clip", desc="preparing"):
-            yield clip_record(encoders, clip.video, clip.audio, clip.prompt, clip.mask)
+        with tqdm(total=count + duets, unit="clip", desc="preparing") as bar:
+            for clip in drawn(draw, first, count, workers=workers, **options):
+                yield clip_record(encoders, clip.video, clip.audio[None], clip.prompt, clip.mask[None])
+                bar.update()
+            for duet in drawn(draw_duet, first, duets, workers=workers, **options):
+                yield clip_record(encoders, duet.video, duet.audio, duet.prompt, duet.mask)
+                bar.update()
 
-    meta = {"puppets": {"first": first, "seed": seed, "split": split, "seconds": seconds, "size": size}}
-    write_records(out_dir, records(), meta=meta)
+    write_records(out_dir, records(), meta={"puppets": {"first": first, "count": count, "duets": duets, **options}})

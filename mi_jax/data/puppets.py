@@ -70,7 +70,7 @@ def draw(
     `window=(start, stop)` gives only those frames of it (with their sound and truth) at the cost of drawing only
     those.
     """
-    look_rng, speech_rng, motion_rng, background_rng, prompt_rng = _generators(index, seed, split)
+    look_rng, speech_rng, motion_rng, background_rng, prompt_rng = generators(index, seed, split)
     frames = num_frames(seconds)
     start, stop = window or (0, frames)
     if not 0 <= start < stop <= frames:
@@ -80,19 +80,12 @@ def draw(
     speech = puppet_speech.speak(speech_rng, voice, frames / FPS, split)
     direction = puppet_motion.sample_direction(motion_rng)
     pose = puppet_motion.move(motion_rng, direction, puppet_speech.mouth_track(speech, frames))[start:stop]
-    paper = look.style == "line drawing"
-    background = puppet_backgrounds.sample_background(background_rng, paper)
+    background = puppet_backgrounds.sample_background(background_rng, look.style == "line drawing")
     prompt = puppet_prompts.write_prompt(prompt_rng, look, direction, background.kind, background.motion)
 
-    video = _render(look, pose, background, np.arange(start, stop) / FPS, size)
-
-    face = puppet_head.face_polygon(look, pose)
-    mask_picture = Image.new("1", (size, size))
-    paint = ImageDraw.Draw(mask_picture).polygon
-    for polygon in np.rint(face * size).astype(int).reshape(len(face), -1).tolist():
-        paint(polygon, 1)
+    video = render([(look, pose)], background, np.arange(start, stop) / FPS, size)
     attributes = {
-        **_attributes(index, seed, split, size, look, direction, background, face),
+        **describe(index, seed, split, size, look, direction, background, pose),
         "frames": stop - start,
         "first_frame": start,
         "voice": dataclasses.asdict(voice),
@@ -107,7 +100,7 @@ def draw(
     samples = SAMPLE_RATE // FPS
     return Clip(
         video=video, audio=speech.audio[start * samples : stop * samples], prompt=prompt, attributes=attributes,
-        mouth=puppet_face.mouth_truth(look, pose), mask=np.asarray(mask_picture, bool), phonemes=phonemes,
+        mouth=puppet_face.mouth_truth(look, pose), mask=face_mask(look, pose, size), phonemes=phonemes,
     )  # fmt: skip
 
 
@@ -119,19 +112,19 @@ def draw_portrait(
     The picture is frame 0 of `draw` with the mouth at rest; the attributes are those of its attributes that do not
     depend on speech.
     """
-    look_rng, _, motion_rng, background_rng, prompt_rng = _generators(index, seed, split)
+    look_rng, _, motion_rng, background_rng, prompt_rng = generators(index, seed, split)
     look = puppet_looks.sample_look(look_rng)
     direction = puppet_motion.sample_direction(motion_rng)
     pose = puppet_motion.move(motion_rng, direction, (np.zeros(1), np.ones(1), np.zeros(1)))
     background = puppet_backgrounds.sample_background(background_rng, look.style == "line drawing")
     prompt = puppet_prompts.write_prompt(prompt_rng, look, direction, background.kind, background.motion)
-    face = puppet_head.face_polygon(look, pose)
-    attributes = _attributes(index, seed, split, size, look, direction, background, face)
-    return _render(look, pose, background, np.zeros(1), size)[0], prompt, attributes
+    attributes = describe(index, seed, split, size, look, direction, background, pose)
+    return render([(look, pose)], background, np.zeros(1), size)[0], prompt, attributes
 
 
-def _attributes(index, seed, split, size, look, direction, background, face) -> dict:
+def describe(index, seed, split, size, look, direction, background, pose) -> dict:
     """What is drawn and directed, json-able; `face_box` is left, top, right, bottom as fractions of the picture."""
+    face = puppet_head.face_polygon(look, pose)
     return {
         "index": index,
         "seed": seed,
@@ -147,26 +140,40 @@ def _attributes(index, seed, split, size, look, direction, background, face) -> 
     }
 
 
-def _generators(index: int, seed: int, split: str) -> tuple[np.random.Generator, ...]:
-    """One generator per concern (look, speech, motion, background, prompt): new hair changes nothing that is said."""
+def face_mask(look: puppet_looks.Look, pose: puppet_head.Pose, size: int) -> Bool[np.ndarray, "h w"]:
+    """The face's region, over all frames of a pose."""
+    face = puppet_head.face_polygon(look, pose)
+    picture = Image.new("1", (size, size))
+    paint = ImageDraw.Draw(picture).polygon
+    for polygon in np.rint(face * size).astype(int).reshape(len(face), -1).tolist():
+        paint(polygon, 1)
+    return np.asarray(picture, bool)
+
+
+def generators(index: int, seed: int, split: str, kind: str = "clip") -> tuple[np.random.Generator, ...]:
+    """One generator per concern (look, speech, motion, background, prompt): new hair changes nothing that is said.
+
+    kind: "clip" or "duet", which share nothing.
+    """
     if split not in SPLITS:
         raise InputError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
-    seeds = np.random.SeedSequence([seed, SPLITS.index(split), index]).spawn(5)
+    entropy = [seed, SPLITS.index(split), index] + ([1] if kind == "duet" else [])
+    seeds = np.random.SeedSequence(entropy).spawn(5)
     return tuple(np.random.default_rng(s) for s in seeds)
 
 
-def _render(
-    look: puppet_looks.Look,
-    pose: puppet_head.Pose,
+def render(
+    puppets: list[tuple[puppet_looks.Look, puppet_head.Pose]],
     background: puppet_backgrounds.Background,
     time: np.ndarray,
     size: int,
 ) -> UInt8[np.ndarray, "f h w 3"]:
-    """The frames at `time` (seconds)."""
-    paper = look.style == "line drawing"
+    """The frames at `time` (seconds) of puppets that share one style; later ones stand before earlier ones."""
+    paper = puppets[0][0].style == "line drawing"
     scene = Scene(len(time))
     puppet_backgrounds.add_movers(scene, background, time, paper)
-    puppet_drawing.add_puppet(scene, look, pose)
+    for look, pose in puppets:
+        puppet_drawing.add_puppet(scene, look, pose)
     return scene.render(puppet_backgrounds.base_picture(background, size, paper), size)
 
 
@@ -206,10 +213,10 @@ def write_puppets(
     *,
     split: str = "train",
     size: int = 96,
+    duets: bool = False,
     progress: bool = True,
 ) -> list[Path]:
-    """Write clips 0..count-1 to `out_dir`/00000, ...: portrait.png, mask.png, speech.wav, prompt.txt, video.mp4,
-    mouth.csv, attributes.json.
+    """Write clips (or duets) 0..count-1 to `out_dir`/00000, ...: see `write_clip`.
 
     Each folder is written beside and renamed when complete; one that is there already is replaced.
 
@@ -217,6 +224,8 @@ def write_puppets(
         InputError: the output folder cannot be written, or a number is out of range.
     """
     from tqdm import tqdm
+
+    from mi_jax.data.puppet_duets import draw_duet
 
     if count < 1:
         raise InputError(f"--count: expected at least 1, got {count}")
@@ -233,7 +242,9 @@ def write_puppets(
         for index in tqdm(range(count), desc="puppets", unit="clip", disable=not progress):
             folder = beside / f"{index:05d}"
             folder.mkdir()
-            write_clip(folder, draw(index, seed=seed, split=split, seconds=seconds, size=size))
+            write_clip(
+                folder, (draw_duet if duets else draw)(index, seed=seed, split=split, seconds=seconds, size=size)
+            )
             target = out_dir / folder.name
             if target.exists():
                 shutil.rmtree(target)
@@ -244,23 +255,33 @@ def write_puppets(
     return folders
 
 
-def write_clip(folder: Path, clip: Clip) -> None:
-    """The files of one clip into an existing folder."""
+def write_clip(folder: Path, clip) -> None:
+    """The files of one clip, or of a duet, into an existing folder.
+
+    portrait.png, prompt.txt, video.mp4, attributes.json, and of the speaker mask.png, speech.wav, mouth.csv; of a
+    duet's two speakers mask_1.png, mask_2.png and so on, from left to right.
+    """
     import wave
 
     from mi_jax.data.media import write_video
 
     Image.fromarray(clip.video[0]).save(folder / "portrait.png")
-    Image.fromarray(clip.mask.astype(np.uint8) * 255).save(folder / "mask.png")
-    with wave.open(str(folder / "speech.wav"), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes(np.rint(clip.audio * 32767).astype("<i2").tobytes())
+    single = clip.audio.ndim == 1
+    speakers = [(clip.mask, clip.audio, clip.mouth)] if single else list(zip(clip.mask, clip.audio, clip.mouth))
+    for number, (mask, audio, mouth) in enumerate(speakers, 1):
+        suffix = "" if single else f"_{number}"
+        Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"mask{suffix}.png")
+        with wave.open(str(folder / f"speech{suffix}.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(SAMPLE_RATE)
+            file.writeframes(np.rint(audio * 32767).astype("<i2").tobytes())
+        rows = [f"{f},{o:.5f},{w:.5f},{x:.5f},{y:.5f}" for f, (o, w, x, y) in enumerate(mouth)]
+        text = "\n".join(["frame,opening,width,x,y", *rows]) + "\n"
+        (folder / f"mouth{suffix}.csv").write_text(text, encoding="utf-8")
     (folder / "prompt.txt").write_text(clip.prompt + "\n", encoding="utf-8")
-    rows = [f"{f},{o:.5f},{w:.5f},{x:.5f},{y:.5f}" for f, (o, w, x, y) in enumerate(clip.mouth)]
-    (folder / "mouth.csv").write_text("\n".join(["frame,opening,width,x,y", *rows]) + "\n", encoding="utf-8")
     (folder / "attributes.json").write_text(
         json.dumps(clip.attributes, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    write_video(folder / "video.mp4", clip.video, clip.audio, fps=FPS, sample_rate=SAMPLE_RATE)
+    heard = np.clip(sum(audio for _, audio, _ in speakers), -1, 1)
+    write_video(folder / "video.mp4", clip.video, heard, fps=FPS, sample_rate=SAMPLE_RATE)

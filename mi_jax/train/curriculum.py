@@ -14,6 +14,7 @@ from mi_jax.conditions import Conditions
 from mi_jax.data.features import to_pixels
 from mi_jax.data.records import RecordSource
 from mi_jax.diffusion import euler_step, sample_sigma, sigma_schedule
+from mi_jax.errors import InputError
 from mi_jax.models.audio_encoder import audio_windows
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.tiling import decode_latents
@@ -48,8 +49,10 @@ class CurriculumObjective:
     """lambda of Eq. 4; the paper's stage 2 has 10."""
     face_masked: bool = True
     """False lets audio act everywhere (for the ablation of Eq. 2)."""
+    speakers: int = 1
+    """Most speakers of a record. Records with fewer get speakers who are nowhere (mask 0), so that batches are even."""
     whole_mask: float = 0.0
-    """Share of windows whose audio may act everywhere, as it does at sampling when no face mask is known."""
+    """Share of one speaker's windows whose audio may act everywhere, as at sampling when no face mask is known."""
     drop_each: float = 0.1
     drop_all: float = 0.05
     sample_vae: str | None = None
@@ -69,7 +72,7 @@ class CurriculumObjective:
                 _cut_window,
                 length=length,
                 mid_clip=self.mid_clip,
-                audio=self.dit.audio is not None,
+                speakers=self.speakers if self.dit.audio else 0,
                 whole_mask=self.whole_mask if self.face_masked else 1.0,
             )
             clips = grain.MapDataset.source(source).seed(seed + i).shuffle().repeat()
@@ -101,7 +104,7 @@ class CurriculumObjective:
             portrait=batch["portrait"],
             is_start=batch["is_start"],
             audio=model.encode_audio(batch["audio_windows"]) if self.dit.audio else None,
-            face_mask=batch["audio_mask"][:, None] if self.dit.audio else None,
+            face_mask=batch["audio_mask"] if self.dit.audio else None,
         )
 
     def sample(self, model: DiT, batch: dict[str, Array | np.ndarray], key: Key[Array, ""]) -> dict[str, np.ndarray]:
@@ -140,12 +143,13 @@ def _cut_window(
     *,
     length: int,
     mid_clip: float,
-    audio: bool,
+    speakers: int,
     whole_mask: float = 0.0,
 ):
     """A window of `length` latent frames: at the clip's start, or (with probability `mid_clip`) anywhere after it.
 
-    Beside the face's region, for the loss, stands where audio may act: the same, or (`whole_mask`) everywhere.
+    Beside the faces' region [h w], for the loss, stands where each speaker's audio may act [s h w]: the own face, or
+    (`whole_mask`) everywhere. Without `speakers` there is no audio.
     """
     frames = record["latents"].shape[0]
     room = frames - length
@@ -154,14 +158,19 @@ def _cut_window(
         "latents": record["latents"][start : start + length],
         "portrait": record["portrait"].astype(np.float32),
         "is_start": np.float32(start == 0),
-        "face_mask": record["face_mask"].astype(np.float32),
+        "face_mask": record["face_mask"].max(0).astype(np.float32),
     }
     for name in ("text_tokens", "text_mask", "text_pooled", "image_tokens"):
         if name in record:
             window[name] = record[name]
-    if audio:
-        windows = np.stack([audio_windows(hidden) for hidden in record["audio_hidden"]])
-        window["audio_windows"] = windows[:, start : start + length]
-        everywhere = rng.random() < whole_mask
-        window["audio_mask"] = np.ones_like(window["face_mask"]) if everywhere else window["face_mask"]
+    if speakers:
+        found = len(record["audio_hidden"])
+        if found > speakers:
+            raise InputError(f"a record has {found} speakers, the objective takes {speakers} (--objective.speakers)")
+        empty = ((0, speakers - found), (0, 0), (0, 0))
+        windows = np.stack([audio_windows(hidden)[start : start + length] for hidden in record["audio_hidden"]])
+        window["audio_windows"] = np.pad(windows, empty + ((0, 0),) * (windows.ndim - len(empty)))
+        everywhere = found == 1 and rng.random() < whole_mask
+        masks = np.ones_like(record["face_mask"]) if everywhere else record["face_mask"]
+        window["audio_mask"] = np.pad(masks, empty).astype(np.float32)
     return window

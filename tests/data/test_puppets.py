@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from mi_jax.data import media, puppet_motion, puppet_prompts, puppet_sentences, puppet_speech, puppets
+from mi_jax.data.puppet_duets import draw_duet
 from mi_jax.data.puppet_face import mouth_curves
 from mi_jax.data.puppet_looks import sample_look
 from mi_jax.errors import InputError
@@ -302,3 +303,41 @@ def test_bad_arguments_are_named(tmp_path, arguments, message):
         puppets.draw(0, split="validation")
     with pytest.raises(InputError, match="window"):
         puppets.draw(0, seconds=0.36, window=(4, 40))
+
+
+# --- Duets
+
+
+def test_duets_take_turns_and_read_as_two_puppets():
+    together = 0
+    for index in range(8):
+        duet = draw_duet(index, split="test", seconds=3.24)
+        assert duet.video.shape == (81, 96, 96, 3)
+        assert duet.audio.shape == (2, 81 * 640)
+        assert (duet.mask[0] & duet.mask[1]).mean() < 0.002
+        x = duet.mouth[:, :, 2]
+        assert x[0].max() < 0.5 < x[1].min()
+        for attributes, mouth in zip(duet.attributes, duet.mouth):
+            assert correlation(mouth_opening(duet.video, attributes), mouth[:, 0]) > 0.97
+        loud = (np.abs(duet.audio.reshape(2, 81, 640)).max(-1) > 0.02).mean(1)
+        together += bool((loud > 0.65).all())
+        if not (loud > 0.65).all():
+            both = (np.abs(duet.audio) > 0.02).reshape(2, 81, 640).any(-1).all(0)
+            assert both.mean() < 0.05  # turns do not overlap
+    assert together in (1, 2, 3)
+
+
+def test_a_duet_is_the_same_again_and_written_by_speaker(tmp_path):
+    (folder,) = puppets.write_puppets(tmp_path, 1, 3, 1.0, duets=True, progress=False)
+    duet = draw_duet(0, seed=3, seconds=1.0)
+    names = {path.name for path in folder.iterdir()}
+    each = {
+        f"{name}_{k}.{kind}" for name, kind in (("mask", "png"), ("speech", "wav"), ("mouth", "csv")) for k in (1, 2)
+    }
+    assert names == each | {"portrait.png", "prompt.txt", "video.mp4", "attributes.json"}
+    np.testing.assert_array_equal(np.asarray(Image.open(folder / "portrait.png")), duet.video[0])
+    for k in range(2):
+        np.testing.assert_array_equal(np.asarray(Image.open(folder / f"mask_{k + 1}.png")) > 0, duet.mask[k])
+        np.testing.assert_allclose(media.read_audio(folder / f"speech_{k + 1}.wav"), duet.audio[k], atol=1e-4)
+        table = np.loadtxt(folder / f"mouth_{k + 1}.csv", delimiter=",", skiprows=1)
+        np.testing.assert_allclose(table[:, 1:], duet.mouth[k], atol=1e-5)

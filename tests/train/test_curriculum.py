@@ -24,13 +24,13 @@ TINY = DiTConfig(
 )  # fmt: skip
 
 
-def record(rng: np.random.Generator, t: int = 9) -> dict[str, np.ndarray]:
+def record(rng: np.random.Generator, t: int = 9, speakers: int = 1) -> dict[str, np.ndarray]:
     half = lambda *shape: rng.normal(size=shape).astype(np.float16)  # noqa: E731
     return {
         "latents": half(t, 4, 4, 4),
         "portrait": half(4, 4, 4),
-        "face_mask": (np.arange(16).reshape(4, 4) % 3 == 0).astype(np.float32),
-        "audio_hidden": half(1, 2 * (4 * (t - 1) + 1), 2, 8),
+        "face_mask": np.stack([np.arange(16).reshape(4, 4) % 3 == k for k in range(speakers)]).astype(np.float32),
+        "audio_hidden": half(speakers, 2 * (4 * (t - 1) + 1), 2, 8),
         "image_tokens": half(2, 12),
         "text_tokens": half(5, 12),
         "text_mask": np.arange(5) < 3,
@@ -40,7 +40,7 @@ def record(rng: np.random.Generator, t: int = 9) -> dict[str, np.ndarray]:
 
 def batch(b: int, t: int = 3) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    cut = [_cut_window(record(rng), rng, length=t, mid_clip=0.5, audio=True) for _ in range(b)]
+    cut = [_cut_window(record(rng), rng, length=t, mid_clip=0.5, speakers=1) for _ in range(b)]
     return {name: np.stack([window[name] for window in cut]) for name in cut[0]}
 
 
@@ -49,7 +49,7 @@ def test_windows_cut_latents_and_sound_together():
     clip = record(rng)
     starts = set()
     for _ in range(60):
-        window = _cut_window(clip, rng, length=4, mid_clip=0.5, audio=True)
+        window = _cut_window(clip, rng, length=4, mid_clip=0.5, speakers=1)
         start = next(s for s in range(6) if np.array_equal(window["latents"], clip["latents"][s : s + 4]))
         starts.add(start)
         assert window["is_start"] == (start == 0)
@@ -59,10 +59,34 @@ def test_windows_cut_latents_and_sound_together():
         np.testing.assert_array_equal(window["portrait"], clip["portrait"].astype(np.float32))
         np.testing.assert_array_equal(window["audio_mask"], clip["face_mask"])
     assert starts == set(range(6))
-    assert _cut_window(clip, rng, length=4, mid_clip=0.5, audio=True, whole_mask=1.0)["audio_mask"].min() == 1
-    whole = _cut_window(clip, rng, length=9, mid_clip=1.0, audio=False)
+    assert _cut_window(clip, rng, length=4, mid_clip=0.5, speakers=1, whole_mask=1.0)["audio_mask"].min() == 1
+    whole = _cut_window(clip, rng, length=9, mid_clip=1.0, speakers=0)
     assert whole["is_start"] == 1
     assert "audio_windows" not in whole
+
+
+def test_speakers_keep_their_own_sound_and_place():
+    rng = np.random.default_rng(1)
+    one, two = record(rng), record(rng, speakers=2)
+    window = _cut_window(two, rng, length=9, mid_clip=0.0, speakers=3, whole_mask=1.0)  # whole_mask is for one alone
+    np.testing.assert_array_equal(window["audio_mask"][:2], two["face_mask"])
+    np.testing.assert_array_equal(window["face_mask"], two["face_mask"].max(0))
+    for k in range(2):
+        np.testing.assert_array_equal(window["audio_windows"][k], audio_windows(two["audio_hidden"][k]))
+    assert not window["audio_mask"][2].any()
+    assert not window["audio_windows"][2].any()
+    # A speaker who is nowhere changes nothing.
+    objective = CurriculumObjective(dit=TINY, records="")
+    model = objective.init(jax.random.key(0))
+    model.double.audio.out.kernel = nnx.Param(jnp.ones_like(model.double.audio.out.kernel[...]))
+    told = [
+        {name: jnp.asarray(x)[None] for name, x in _cut_window(one, rng, length=9, mid_clip=0.0, speakers=s).items()}
+        for s in (1, 2)
+    ]
+    losses = [jax.jit(objective.loss)(model, batch, jax.random.key(1))[0] for batch in told]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    with pytest.raises(InputError, match="a record has 2 speakers"):
+        _cut_window(two, rng, length=9, mid_clip=0.0, speakers=1)
 
 
 def test_dataset_mixes_window_lengths_and_is_the_same_again(tmp_path):
@@ -117,7 +141,7 @@ def test_stage_2_at_13b_and_720p_is_traced_without_an_array():
         "portrait": shape(1, 90, 160, 16, dtype=jnp.float32),
         "is_start": shape(1, dtype=jnp.float32),
         "face_mask": shape(1, 90, 160, dtype=jnp.float32),
-        "audio_mask": shape(1, 90, 160, dtype=jnp.float32),
+        "audio_mask": shape(1, 1, 90, 160, dtype=jnp.float32),
         "audio_windows": shape(1, 1, 33, 4, 10, 13, 768),
         "image_tokens": shape(1, 144, 4096),
         "text_tokens": shape(1, 256, 4096),

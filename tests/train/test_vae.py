@@ -157,6 +157,27 @@ def test_latent_noise_is_drawn_per_example_up_to_its_bound():
     assert len(set(np.round(levels, 3).tolist())) == 6
 
 
+def test_larger_latents_do_not_outgrow_their_noise():
+    """A model that writes latents `scale` times as large, and reads them so, has the same loss: its gradient is 0."""
+
+    class Scaled(VAE):
+        def __init__(self, scale):
+            self.scale = scale
+
+        def encode(self, video):
+            return self.scale * video, jnp.full(video.shape, -30.0)
+
+        def decode(self, latents):
+            return latents / self.scale
+
+    told = {name: jnp.asarray(x) for name, x in example(b=2).items()}
+    objective = dataclasses.replace(OBJECTIVE, latent_noise=0.3, kl_weight=0.0)
+    loss = lambda scale: objective.loss(Scaled(scale), told, jax.random.key(0))[0].mean()  # noqa: E731
+    value, slope = jax.value_and_grad(loss)(jnp.float32(2.0))
+    assert value > 1e-3
+    assert abs(slope) < 1e-3 * value
+
+
 def test_a_decoder_trained_alone_decodes_the_same_latents(tmp_path):
     """From a model folder, one step: what encodes keeps its bits, what decodes moves."""
     start = VAE(TINY, rngs=nnx.Rngs(7))
