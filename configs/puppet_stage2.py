@@ -22,7 +22,7 @@ config = TrainConfig(
         sigma_scale=1.5,
         sample_vae="runs/encoders",
     ),
-    steps=1800,
+    steps=5000,
     optimizer="muon",
     learning_rate=2e-3,
     warmup_steps=50,
@@ -30,5 +30,5 @@ config = TrainConfig(
     weight_decay=0.01,
     ema_decay=0.998,
     checkpoint_every=200,
-    sample_every=600,
+    sample_every=2500,
 )
