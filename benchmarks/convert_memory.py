@@ -96,8 +96,8 @@ def measure(step: str, *paths: pathlib.Path) -> dict:
 def run_step(step: str, paths: list[str]) -> None:
     import jax.numpy as jnp
 
-    from mi_jax.sample.avatar import load_part
     from mi_jax.sample.convert import convert
+    from mi_jax.sample.folders import load_part
 
     start, cpu = time.perf_counter(), time.process_time()
     if step == "convert":

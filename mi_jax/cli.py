@@ -150,7 +150,7 @@ def prepare(
     import os
 
     from mi_jax.data.prepare import prepare_puppets
-    from mi_jax.sample.avatar import load_encoders
+    from mi_jax.sample.folders import load_encoders
 
     config, encoders = load_encoders(model)
     if encoders.wav2vec2 is None or encoders.mllm.vision is None:

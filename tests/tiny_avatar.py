@@ -14,7 +14,8 @@ from mi_jax.models.prompts import PromptConfig, Prompter
 from mi_jax.models.vae import VAE, VAEConfig
 from mi_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from mi_jax.models.words import build_puppet_tokenizer
-from mi_jax.sample.avatar import Avatar, AvatarConfig
+from mi_jax.sample.avatar import Avatar
+from mi_jax.sample.folders import AvatarConfig
 
 SENTENCES = ["She is happy and nods.", "He is sad."]
 

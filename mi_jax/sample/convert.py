@@ -19,7 +19,7 @@ from mi_jax.models.dit import DiTConfig
 from mi_jax.models.mllm import MLLMConfig
 from mi_jax.models.prompts import PromptConfig, read_tokenizer
 from mi_jax.models.words import IMAGE_TOKEN
-from mi_jax.sample.avatar import AvatarConfig
+from mi_jax.sample.folders import AvatarConfig
 from mi_jax.weights import clip, hunyuan_vae, hunyuan_video, llava, wav2vec2
 from mi_jax.weights.configs import config_to_json
 from mi_jax.weights.convert import Part, write_model
@@ -82,7 +82,7 @@ def convert(
 
     A family of denoisers takes along the encoders that stand in `source` in their usual places (those of diffusers'
     folders and of Tencent's `ckpts`), or at the places given. With all of them `mi_jax.load` reads the folder; with
-    fewer, `mi_jax.sample.avatar.load_part` reads each part. The other families are one part.
+    fewer, `mi_jax.sample.folders.load_part` reads each part. The other families are one part.
 
     Args:
       family: what `source` holds.

@@ -9,7 +9,7 @@ import numpy as np
 from mi_jax.data.features import Encoders
 from mi_jax.data.puppets import draw
 from mi_jax.errors import InputError
-from mi_jax.sample.avatar import AvatarConfig, load_encoders, save_avatar
+from mi_jax.sample.folders import AvatarConfig, load_encoders, save_avatar
 from mi_jax.train.attributes import AttributeObjective, puppet_prompter
 from mi_jax.train.checkpoints import load_ema
 from mi_jax.train.curriculum import CurriculumObjective

@@ -19,7 +19,8 @@ from mi_jax.mesh import make_mesh
 from mi_jax.models.audio_encoder import audio_windows
 from mi_jax.models.wav2vec2 import hidden_states
 from mi_jax.sample import avatar as avatar_module
-from mi_jax.sample.avatar import Avatar, Speaker, find_model, load, mix, num_frames, save_video
+from mi_jax.sample.avatar import Avatar, Speaker, load, mix, num_frames, save_video
+from mi_jax.sample.folders import find_model
 
 SECONDS = 0.5  # every test animates the same 12 frames in 4 latent frames, compiled once
 

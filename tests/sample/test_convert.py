@@ -18,8 +18,9 @@ import mi_jax
 from mi_jax import cli
 from mi_jax.errors import InputError
 from mi_jax.models.words import IMAGE_TOKEN, SPECIAL_TOKENS, build_puppet_tokenizer
-from mi_jax.sample.avatar import Avatar, Speaker, load, load_part
+from mi_jax.sample.avatar import Avatar, Speaker, load
 from mi_jax.sample.convert import convert
+from mi_jax.sample.folders import load_part
 
 SENTENCES = ["She is happy and nods."]
 IMAGE_ID = SPECIAL_TOKENS.index(IMAGE_TOKEN)

@@ -6,7 +6,7 @@ import pytest
 import mi_jax
 from mi_jax.data.puppets import draw
 from mi_jax.evaluate.puppets import identity
-from mi_jax.sample.avatar import find_model
+from mi_jax.sample.folders import find_model
 
 
 @pytest.fixture(scope="module")

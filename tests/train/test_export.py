@@ -6,7 +6,8 @@ import pytest
 from flax import nnx
 
 from mi_jax.errors import InputError
-from mi_jax.sample.avatar import find_model, load, load_encoders
+from mi_jax.sample.avatar import load
+from mi_jax.sample.folders import find_model, load_encoders
 from mi_jax.train.export import export_puppet
 
 
