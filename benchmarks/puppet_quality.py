@@ -62,10 +62,12 @@ class Args:
     """Give the true face mask; without it audio may act everywhere."""
 
 
-def generate(avatar: mi_jax.Avatar, args: Args, clip: Clip, audio: np.ndarray) -> np.ndarray:
+def generate(
+    avatar: mi_jax.Avatar, args: Args, clip: Clip | Duet, audio: list[np.ndarray], masks: list[np.ndarray]
+) -> np.ndarray:
     return avatar.animate(
         clip.video[0],
-        [mi_jax.Speaker(audio, mask=clip.mask if args.face_mask else np.ones_like(clip.mask))],
+        [mi_jax.Speaker(a, mask=m if args.face_mask else np.ones_like(m)) for a, m in zip(audio, masks)],
         prompt=clip.prompt,
         seed=0,
         steps=args.steps,
@@ -74,17 +76,21 @@ def generate(avatar: mi_jax.Avatar, args: Args, clip: Clip, audio: np.ndarray) -
     )
 
 
+def through_vae(avatar: mi_jax.Avatar, video: np.ndarray) -> np.ndarray:
+    vae = avatar.encoders.vae
+    return to_pixels(decode_latents(vae, encode_latents(vae, to_signed(video)[None]))[0])
+
+
 def measure(args: Args, avatar: mi_jax.Avatar) -> tuple[list[dict], list[tuple[Clip, np.ndarray]]]:
     rows, shown = [], []
     take = lambda i: draw(i, seed=args.seed, split="test", seconds=args.seconds, size=avatar.config.height)  # noqa: E731
-    generate(avatar, args, take(0), take(0).audio)  # compiles
-    vae = avatar.encoders.vae
+    generate(avatar, args, take(0), [take(0).audio], [take(0).mask])  # compiles
     for i in tqdm(range(args.clips), unit="clip"):
         clip = take(i)
         start = time.perf_counter()
-        video = generate(avatar, args, clip, clip.audio)
+        video = generate(avatar, args, clip, [clip.audio], [clip.mask])
         elapsed = time.perf_counter() - start
-        through = to_pixels(decode_latents(vae, encode_latents(vae, to_signed(clip.video)[None]))[0])
+        through = through_vae(avatar, clip.video)
         true, attributes = clip.mouth[:, 0], clip.attributes
         opening = mouth_opening(video, attributes)
         row = {
@@ -104,7 +110,7 @@ def measure(args: Args, avatar: mi_jax.Avatar) -> tuple[list[dict], list[tuple[C
         if i < args.controls:
             other = take(i + args.clips)
             row["correlation_control"] = correlation(
-                mouth_opening(generate(avatar, args, clip, other.audio), attributes), true
+                mouth_opening(generate(avatar, args, clip, [other.audio], [clip.mask]), attributes), true
             )
         rows.append(row)
         if i < 16:
@@ -116,17 +122,8 @@ def measure_duets(args: Args, avatar: mi_jax.Avatar) -> tuple[list[dict], list[t
     rows, shown = [], []
     for i in tqdm(range(args.duets), unit="duet"):
         duet = draw_duet(i, seed=args.seed, split="test", seconds=args.seconds, size=avatar.config.height)
-        video = avatar.animate(
-            duet.video[0],
-            [mi_jax.Speaker(audio, mask=mask) for audio, mask in zip(duet.audio, duet.mask)],
-            prompt=duet.prompt,
-            seed=0,
-            steps=args.steps,
-            guidance_audio=args.guidance_audio,
-            guidance_text=args.guidance_text,
-        )
-        vae = avatar.encoders.vae
-        through = to_pixels(decode_latents(vae, encode_latents(vae, to_signed(duet.video)[None]))[0])
+        video = generate(avatar, args, duet, list(duet.audio), list(duet.mask))
+        through = through_vae(avatar, duet.video)
         for k, attributes in enumerate(duet.attributes):
             opening = mouth_opening(video, attributes)
             rows.append(

@@ -12,6 +12,7 @@ from mi_jax.data.features import Encoders, clip_record
 from mi_jax.data.puppet_duets import Duet, draw_duet
 from mi_jax.data.puppets import Clip, draw
 from mi_jax.data.records import write_records
+from mi_jax.errors import InputError
 
 
 def drawn(
@@ -26,6 +27,8 @@ def drawn(
     workers: int = 1,
 ) -> Iterator[Clip | Duet]:
     """Clips (`draw`) or duets (`draw_duet`) `first` .. `first + count - 1` in order, drawn ahead by other processes."""
+    if not count:
+        return
     job = partial(draw, seed=seed, split=split, seconds=seconds, size=size)
     # "spawn": a forked child of a process that runs JAX may deadlock.
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
@@ -48,8 +51,12 @@ def prepare_puppets(
     """Writes the records of `count` puppet clips and then of `duets` duets to `out_dir` (see `clip_record`).
 
     Raises:
-      InputError: `out_dir` exists already or cannot be written.
+      InputError: `out_dir` exists already or cannot be written, or the encoders read no voices or no portraits.
     """
+    lacking = {"wav2vec2": encoders.wav2vec2, "vision tower": encoders.mllm.vision}
+    for name, module in lacking.items():
+        if module is None:
+            raise InputError(f"these encoders have no {name}, which the records of talking portraits need")
     options = {"seed": seed, "split": split, "seconds": seconds, "size": size}
 
     def records() -> Iterator[dict[str, np.ndarray]]:

@@ -18,11 +18,10 @@ from mi_jax.errors import InputError
 from mi_jax.models.audio_encoder import audio_windows
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.tiling import decode_latents
-from mi_jax.models.vae import VAE, VAEConfig
+from mi_jax.models.vae import VAE
+from mi_jax.sample.folders import load_part
 from mi_jax.train.checkpoints import warm_start
 from mi_jax.train.flow import adaptive_loss, base_loss, condition_dropout, squared_error
-from mi_jax.weights.configs import config_from_json
-from mi_jax.weights.native import load_into, read_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +72,8 @@ class CurriculumObjective:
                 length=length,
                 mid_clip=self.mid_clip,
                 speakers=self.speakers if self.dit.audio else 0,
-                whole_mask=self.whole_mask if self.face_masked else 1.0,
+                face_masked=self.face_masked,
+                whole_mask=self.whole_mask,
             )
             clips = grain.MapDataset.source(source).seed(seed + i).shuffle().repeat()
             kinds.append(clips.random_map(cut).batch(batch, drop_remainder=True))
@@ -133,8 +133,7 @@ def _euler(model: nnx.Module, noise: Array, conditions: Conditions | None, shift
 
 @functools.cache
 def _cached_vae(folder: str) -> VAE:
-    config = config_from_json(VAEConfig, read_config(folder)["vae"], f"{folder}/config.json: vae")
-    return load_into(folder, "vae", lambda: VAE(config, rngs=nnx.Rngs(0)))
+    return load_part(folder, "vae")
 
 
 def _cut_window(
@@ -144,12 +143,14 @@ def _cut_window(
     length: int,
     mid_clip: float,
     speakers: int,
+    face_masked: bool = True,
     whole_mask: float = 0.0,
 ):
     """A window of `length` latent frames: at the clip's start, or (with probability `mid_clip`) anywhere after it.
 
     Beside the faces' region [h w], for the loss, stands where each speaker's audio may act [s h w]: the own face, or
-    (`whole_mask`) everywhere. Without `speakers` there is no audio.
+    (not `face_masked`, or for one alone by the chance of `whole_mask`) everywhere. Without `speakers` there is no
+    audio.
     """
     frames = record["latents"].shape[0]
     room = frames - length
@@ -170,7 +171,7 @@ def _cut_window(
         empty = ((0, speakers - found), (0, 0), (0, 0))
         windows = np.stack([audio_windows(hidden)[start : start + length] for hidden in record["audio_hidden"]])
         window["audio_windows"] = np.pad(windows, empty + ((0, 0),) * (windows.ndim - len(empty)))
-        everywhere = found == 1 and rng.random() < whole_mask
+        everywhere = not face_masked or (found == 1 and rng.random() < whole_mask)
         masks = np.ones_like(record["face_mask"]) if everywhere else record["face_mask"]
         window["audio_mask"] = np.pad(masks, empty).astype(np.float32)
     return window

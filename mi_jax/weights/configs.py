@@ -1,12 +1,30 @@
-"""Config dataclasses as JSON and back: the config.json of a model folder."""
+"""config.json: reading it, and config dataclasses as JSON and back."""
 
 import dataclasses
 import json
+import pathlib
 import types
 import typing
 from typing import Any
 
 from mi_jax.errors import InputError
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object, such as a config.json.
+
+    Raises:
+      InputError: the file is missing or no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds no JSON object")
+    return value
 
 
 def config_to_json(config: Any) -> Any:

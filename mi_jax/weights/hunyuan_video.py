@@ -19,6 +19,7 @@ from mi_jax.errors import InputError
 from mi_jax.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from mi_jax.models.dit import TIMESTEP_DIM, AudioAttention, DiT, DiTConfig
 from mi_jax.models.layers import sinusoid
+from mi_jax.weights.configs import read_json
 from mi_jax.weights.convert import (
     Outputs,
     Part,
@@ -30,7 +31,7 @@ from mi_jax.weights.convert import (
     leaf_shapes,
     plan,
 )
-from mi_jax.weights.sources import Checkpoint, open_checkpoint, read_json
+from mi_jax.weights.sources import Checkpoint, open_checkpoint
 
 Family = Literal["hunyuan-video", "hunyuan-video-i2v", "magic-141"]
 

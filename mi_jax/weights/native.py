@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 
 from mi_jax.errors import InputError
 from mi_jax.mesh import parameter_spec
+from mi_jax.weights.configs import read_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
@@ -93,16 +94,10 @@ def read_config(directory: str | os.PathLike) -> dict[str, Any]:
     Raises:
       InputError: it is missing or not a JSON object.
     """
-    path = pathlib.Path(directory) / CONFIG
     try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; {directory} is no model folder") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: holds no JSON object")
-    return config
+        return read_json(pathlib.Path(directory) / CONFIG)
+    except InputError as error:
+        raise InputError(f"{error}; {directory} is no model folder") from None
 
 
 def load_into(

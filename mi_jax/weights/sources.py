@@ -11,12 +11,12 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from mi_jax.errors import InputError
+from mi_jax.weights.configs import read_json
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -115,23 +115,6 @@ def has_checkpoint(folder: str | os.PathLike) -> bool:
     """Whether a folder holds weights of a kind that `open_checkpoint` reads."""
     folder = pathlib.Path(folder)
     return folder.is_dir() and bool(_candidates(folder))
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object, such as the config.json of a public model.
-
-    Raises:
-      InputError: the file is missing or no JSON object.
-    """
-    try:
-        value = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no JSON object")
-    return value
 
 
 def _all(names: Iterable[str]) -> str:

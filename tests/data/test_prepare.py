@@ -1,5 +1,7 @@
 """Prepared records say of a clip what the sampler says of the same picture, voices and prompt."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from mi_jax.data.prepare import prepare_puppets
 from mi_jax.data.puppet_duets import draw_duet
 from mi_jax.data.puppets import draw
 from mi_jax.data.records import RecordSource
+from mi_jax.errors import InputError
 from mi_jax.train.curriculum import CurriculumObjective
 
 SECONDS, SIZE = 0.68, 32
@@ -43,6 +46,18 @@ def test_training_and_sampling_are_told_the_same(prepared, speakers):
     np.testing.assert_array_equal(trained.face_mask[:, :speakers], told.face_mask)
     np.testing.assert_allclose(trained.audio[:, :speakers], told.audio, atol=2e-2)
     assert not np.asarray(trained.face_mask[:, speakers:]).any()
+
+
+@pytest.mark.parametrize("lacking", ["wav2vec2", "vision tower"])
+def test_encoders_without_ears_or_eyes_make_no_records(tmp_path, lacking):
+    encoders = make_avatar().encoders
+    if lacking == "wav2vec2":
+        encoders = dataclasses.replace(encoders, wav2vec2=None)
+    else:
+        encoders.mllm.vision = None
+    with pytest.raises(InputError, match=f"no {lacking}"):
+        prepare_puppets(encoders, tmp_path / "records", 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_records_hold_the_latents_of_the_video(prepared):

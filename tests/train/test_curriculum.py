@@ -85,6 +85,9 @@ def test_speakers_keep_their_own_sound_and_place():
     ]
     losses = [jax.jit(objective.loss)(model, batch, jax.random.key(1))[0] for batch in told]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    unmasked = _cut_window(two, rng, length=9, mid_clip=0.0, speakers=3, face_masked=False)["audio_mask"]
+    np.testing.assert_array_equal(unmasked.min((1, 2)), [1, 1, 0])  # everywhere, of those who are there
+    np.testing.assert_array_equal(unmasked.max((1, 2)), [1, 1, 0])
     with pytest.raises(InputError, match="a record has 2 speakers"):
         _cut_window(two, rng, length=9, mid_clip=0.0, speakers=1)
 
