@@ -17,8 +17,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mi_jax.models.attention import attention
-from mi_jax.models.layers import LayerNorm
+from mi_jax.models.layers import LayerNorm, linear
 from mi_jax.models.stack import stack_layers
+
+lecun = nnx.initializers.lecun_normal()
 
 FRAMES = 4  # video frames of a latent frame: the VAE's stride in time
 WINDOW = 10  # wav2vec2 steps that a video frame sees
@@ -114,14 +116,14 @@ class ResamplerBlock(nnx.Module):
     def __init__(self, config: AudioEncoderConfig, sharpness: float, rngs: nnx.Rngs):
         width = config.width
         self.query_norm = LayerNorm(config.input_dim, eps=1e-5)
-        self.key = nnx.Linear(config.input_dim, width, rngs=rngs)
-        self.query = nnx.Linear(config.input_dim, width, rngs=rngs)
+        self.key = linear(config.input_dim, width, init=lecun, rngs=rngs)
+        self.query = linear(config.input_dim, width, init=lecun, rngs=rngs)
         self.query.kernel = nnx.Param(sharpness * self.key.kernel[...])
-        self.value = nnx.Linear(config.input_dim, width, rngs=rngs)
-        self.out = nnx.Linear(width, config.input_dim, rngs=rngs)
+        self.value = linear(config.input_dim, width, init=lecun, rngs=rngs)
+        self.out = linear(width, config.input_dim, init=lecun, rngs=rngs)
         self.mlp_norm = LayerNorm(config.input_dim, eps=1e-5)
-        self.mlp_in = nnx.Linear(config.input_dim, config.mlp_ratio * width, rngs=rngs)
-        self.mlp_out = nnx.Linear(config.mlp_ratio * width, config.input_dim, rngs=rngs)
+        self.mlp_in = linear(config.input_dim, config.mlp_ratio * width, init=lecun, rngs=rngs)
+        self.mlp_out = linear(config.mlp_ratio * width, config.input_dim, init=lecun, rngs=rngs)
         self.heads = config.heads
 
     def __call__(self, x: Float[Array, "b a i"], tokens: Float[Array, "b n i"]) -> Float[Array, "b a i"]:
@@ -161,7 +163,8 @@ class AudioEncoder(nnx.Module):
         sharpness = 16 / math.sqrt(config.width // config.heads)
         self.blocks = stack_layers(lambda rngs: ResamplerBlock(config, sharpness, rngs), config.depth, rngs)
         self.final_norm = LayerNorm(config.input_dim, eps=1e-5)
-        self.out = nnx.Linear(config.input_dim, config.width, rngs=rngs) if config.width != config.input_dim else None
+        same = config.width == config.input_dim
+        self.out = None if same else linear(config.input_dim, config.width, init=lecun, rngs=rngs)
 
     def __call__(self, windows: Float[Array, "*b t frames steps l d"]) -> Float[Array, "*b t a e"]:
         """Audio tokens [... t a e] of windows [... t 4 10 L D] (`audio_windows`), in the dtype of the parameters.

@@ -65,6 +65,9 @@ class DiTConfig:
     attention: Implementation = "auto"
     remat: bool = True
     """Recompute each body in the backward pass instead of keeping its activations."""
+    unroll: int = 1
+    """Bodies per step of the scans over depth. In small models the scan's own copies count: all of them at once are
+    faster, and compile no longer."""
 
     def __post_init__(self):
         if self.width % self.heads or sum(self.rope_axes) != self.width // self.heads:
@@ -108,6 +111,7 @@ class DiTConfig:
             rope_axes=(12, 16, 16),
             audio=AudioEncoderConfig.puppet() if audio else None,
             remat=False,
+            unroll=2,
         )
 
 
@@ -386,8 +390,9 @@ class DiT(nnx.Module):
 
         if self.config.remat:
             double, single = (jax.checkpoint(f, prevent_cse=False) for f in (double, single))
-        video, text = jax.lax.scan(double, (video, text), self.double)[0]
-        x = jax.lax.scan(single, jnp.concatenate([video, text], axis=1), self.single)[0]
+        video, text = jax.lax.scan(double, (video, text), self.double, unroll=self.config.unroll)[0]
+        x = jnp.concatenate([video, text], axis=1)
+        x = jax.lax.scan(single, x, self.single, unroll=self.config.unroll)[0]
         patches = gather_parameters(self.final)(x[:, :n], vec).astype(jnp.float32)
         velocity = rearrange(
             patches,

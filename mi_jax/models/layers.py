@@ -14,15 +14,55 @@ zeros_init = nnx.initializers.zeros_init()
 
 
 def linear(d_in: int, d_out: int, *, rngs: nnx.Rngs, bias: bool = True, init: Callable | None = None) -> nnx.Linear:
-    """A dense layer with f32 master weights that computes in the dtype of its (cast) parameters."""
+    """A dense layer with f32 master weights that computes in the dtype of its (cast) parameters; see `matmul`."""
     return nnx.Linear(
         d_in,
         d_out,
         use_bias=bias,
         kernel_init=init or nnx.initializers.xavier_uniform(),
         param_dtype=jnp.float32,
+        dot_general=_linear_product,
         rngs=rngs,
     )
+
+
+def _linear_product(x: Array, kernel: Array, *_, **__) -> Array:
+    """`nnx.Linear`'s product."""
+    return matmul(x, kernel)
+
+
+def matmul(x: Float[Array, "*b d"], kernel: Float[Array, "d e"]) -> Float[Array, "*b e"]:
+    """`x @ kernel`, which follows `jax.default_matmul_precision("bfloat16")` on every backend.
+
+    With it, f32 operands are rounded to bf16 and summed in f32, in the backward products too: what a TPU does by
+    itself. XLA ignores the setting on CPUs, whose matrix units (AMX) are then left idle.
+    """
+    low = jax.config.jax_default_matmul_precision == "bfloat16" and x.dtype == jnp.float32
+    return _rounded_matmul(x, kernel) if low else jax.lax.dot_general(x, kernel, _contract((x.ndim - 1,), (0,)))
+
+
+def _contract(of_a: tuple[int, ...], of_b: tuple[int, ...]):
+    return (of_a, of_b), ((), ())
+
+
+def _rounded(a: Array, b: Array, dimensions, out_sharding=None) -> Array:
+    a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32, out_sharding=out_sharding)
+
+
+@jax.custom_vjp
+def _rounded_matmul(x: Array, kernel: Array) -> Array:
+    return _rounded(x, kernel, _contract((x.ndim - 1,), (0,)))
+
+
+def _rounded_matmul_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    lead = tuple(range(x.ndim - 1))
+    whole = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(kernel).sharding
+    return _rounded(g, kernel, _contract((g.ndim - 1,), (1,))), _rounded(x, g, _contract(lead, lead), whole)
+
+
+_rounded_matmul.defvjp(lambda x, kernel: (_rounded_matmul(x, kernel), (x, kernel)), _rounded_matmul_backward)
 
 
 def layer_norm(x: Float[Array, "*b d"], eps: float = 1e-6) -> Float[Array, "*b d"]:

@@ -30,8 +30,8 @@ class CurriculumObjective:
     adds both."""
 
     dit: DiTConfig
-    records: str
-    """Folder of feature records (`mi-jax prepare`)."""
+    records: str | tuple[str, ...]
+    """Folder of feature records (`mi-jax prepare`), or several, taken as one."""
     init_from: str | None = None
     """A finished run whose averaged parameters this one starts from, or a model folder; leaves it lacks (audio)
     keep their initial values."""
@@ -64,7 +64,9 @@ class CurriculumObjective:
     def dataset(self, seed: int) -> grain.MapDataset:
         """Batches of windows, any step of which can be drawn on its own; the mixture of lengths is fixed by
         the seed."""
-        source = RecordSource(self.records)
+        folders = [self.records] if isinstance(self.records, str) else self.records
+        sources = [grain.MapDataset.source(RecordSource(folder)) for folder in folders]
+        records = grain.MapDataset.concatenate(sources) if len(sources) > 1 else sources[0]
         kinds = []
         for i, (length, batch) in enumerate(self.windows):
             cut = functools.partial(
@@ -75,7 +77,7 @@ class CurriculumObjective:
                 face_masked=self.face_masked,
                 whole_mask=self.whole_mask,
             )
-            clips = grain.MapDataset.source(source).seed(seed + i).shuffle().repeat()
+            clips = records.seed(seed + i).shuffle().repeat()
             kinds.append(clips.random_map(cut).batch(batch, drop_remainder=True))
         return grain.MapDataset.mix(kinds, weights=self.window_weights) if len(kinds) > 1 else kinds[0]
 

@@ -56,6 +56,8 @@ class TrainConfig(Generic[O]):
     ema_decay: EMA of the parameters, warmed up as min(ema_decay, (1 + step) / (10 + step)).
     optimizer: AdamW, or Muon for the matrices and Adam for the rest (Jordan et al. 2024; both with decoupled decay).
     compute_dtype: the masters are f32; the loss sees the parameters in this dtype.
+    matmul_precision: JAX's, for products of f32; "bfloat16" rounds their operands, not their sums
+      (`models.layers.matmul`).
     checkpoint_every, keep: steps between checkpoints, and how many of them stay.
     log_every, sample_every: steps between log lines (means over the interval) and between samples; 0 samples never.
     """
@@ -73,6 +75,7 @@ class TrainConfig(Generic[O]):
     ema_decay: float = 0.999
     optimizer: Literal["adamw", "muon"] = "adamw"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    matmul_precision: Literal["default", "bfloat16", "float32"] = "default"
     seed: int = 0
     checkpoint_every: int = 1000
     keep: int = 2

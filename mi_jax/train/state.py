@@ -112,7 +112,8 @@ def make_step(config: TrainConfig, graph: Any) -> Callable:
 
     def step(state: TrainState, frozen: Any, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        (loss, extras), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params, frozen, batch, key)
+        with jax.default_matmul_precision(config.matmul_precision):
+            (loss, extras), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params, frozen, batch, key)
         norm, lr = optax.tree.norm(grads), rate(state.step)
 
         with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction raises a float to an int32 power

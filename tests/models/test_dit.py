@@ -267,6 +267,8 @@ def test_scan_equals_unrolled(talking):
     with jax.disable_jit():  # lax.scan runs as a Python loop
         unrolled = talking(x, sigma, told)
     np.testing.assert_allclose(scanned, unrolled, rtol=1e-4, atol=1e-5)
+    together = randomise(DiT(dataclasses.replace(TALKING, unroll=2), rngs=nnx.Rngs(0)))
+    np.testing.assert_allclose(scanned, together(x, sigma, told), rtol=1e-4, atol=1e-5)
 
 
 def test_remat_changes_no_gradient():

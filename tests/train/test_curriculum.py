@@ -104,6 +104,21 @@ def test_dataset_mixes_window_lengths_and_is_the_same_again(tmp_path):
     assert not np.array_equal(objective.dataset(0)[0]["latents"], objective.dataset(1)[0]["latents"])
 
 
+def test_several_folders_are_one(tmp_path):
+    rng = np.random.default_rng(0)
+    folders = [str(tmp_path / name) for name in "ab"]
+    parts = [[record(rng) for _ in range(count)] for count in (3, 5)]
+    for folder, part in zip(folders, parts):
+        write_records(folder, part)
+    objective = CurriculumObjective(
+        dit=TINY, records=tuple(folders), windows=((3, 4),), window_weights=(1.0,), mid_clip=0.0
+    )
+    seen = np.concatenate([objective.dataset(0)[i]["portrait"] for i in range(2)])  # one pass: every clip once
+    given = np.stack([clip["portrait"] for part in parts for clip in part]).astype(np.float32)
+    order = lambda x: x[np.argsort(x.reshape(len(x), -1)[:, 0])]  # noqa: E731
+    np.testing.assert_array_equal(order(seen), order(given))
+
+
 def test_total_loss_is_base_plus_lambda_adaptive():
     told = {name: jnp.asarray(x) for name, x in batch(2).items()}
     parts = []

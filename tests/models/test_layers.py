@@ -1,0 +1,69 @@
+"""Products that round their operands."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from mi_jax.mesh import make_mesh
+from mi_jax.models.layers import linear, matmul
+
+
+def rounded(x) -> np.ndarray:
+    return np.asarray(jnp.asarray(x).astype(jnp.bfloat16), np.float64)
+
+
+@pytest.fixture(scope="module")
+def operands():
+    keys = jax.random.split(jax.random.key(0), 3)
+    return tuple(jax.random.normal(key, shape) for key, shape in zip(keys, ((8, 5, 32), (32, 12), (8, 5, 12))))
+
+
+def product_and_gradients(x, kernel, g):
+    def product(x, kernel, g):
+        out, pull = jax.vjp(matmul, x, kernel)
+        return out, *pull(g)
+
+    return jax.jit(product)(x, kernel, g)
+
+
+def test_by_default_products_are_exact(operands):
+    x, kernel, g = (np.asarray(a, np.float64) for a in operands)
+    out, dx, dkernel = product_and_gradients(*operands)
+    np.testing.assert_allclose(out, x @ kernel, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(dx, g @ kernel.T, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(dkernel, np.einsum("bnd,bne->de", x, g), rtol=1e-4, atol=1e-4)
+
+
+def test_at_bfloat16_operands_are_rounded_and_sums_are_f32_backwards_too(operands):
+    x, kernel, g = map(rounded, operands)
+    with jax.default_matmul_precision("bfloat16"):
+        out, dx, dkernel = product_and_gradients(*operands)
+    assert out.dtype == dx.dtype == dkernel.dtype == jnp.float32
+    np.testing.assert_allclose(out, x @ kernel, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(dx, g @ kernel.T, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(dkernel, np.einsum("bnd,bne->de", x, g), rtol=1e-4, atol=1e-4)
+    assert np.abs(out - np.asarray(operands[0]) @ np.asarray(operands[1])).max() > 1e-3  # the setting was heard
+
+
+def test_a_spread_batch_gives_the_same_gradients(operands):
+    mesh = make_mesh(data=8)
+    with jax.default_matmul_precision("bfloat16"):
+        alone = product_and_gradients(*operands)
+        with jax.set_mesh(mesh):
+            spread = [jax.device_put(a, P("data") if a.ndim == 3 else P()) for a in operands]
+            together = product_and_gradients(*spread)
+    for one, other in zip(alone, together):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_linear_layers_follow_and_half_precision_is_left_alone(operands):
+    layer = linear(32, 12, rngs=nnx.Rngs(0))
+    x = operands[0]
+    exact = layer(x)
+    with jax.default_matmul_precision("bfloat16"):
+        low, half = layer(x), matmul(x.astype(jnp.bfloat16), layer.kernel[...].astype(jnp.bfloat16))
+    assert 1e-3 < np.abs(exact - low).max() < 0.1
+    assert half.dtype == jnp.bfloat16
