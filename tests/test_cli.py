@@ -14,6 +14,7 @@ from tiny_avatar import make_avatar, portrait, voice
 from mi_jax import cli
 from mi_jax.data import faces, media
 from mi_jax.data.puppets import draw
+from mi_jax.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,9 @@ def test_a_bad_option_is_one_plain_line_in_every_terminal(files, utf8):
         ({"audio": ["nan.wav"]}, "nan.wav", "NaN"),
         ({"audio": ["silent.mp4"]}, "silent.mp4", "no sound"),
         ({"audio": ["portrait.png"]}, "portrait.png", "no sound"),
-        ({"audio": []}, "AUDIO", ""),
+        ({"audio": []}, "no voice", "seconds"),
+        ({"audio": [], "more": ["--seconds", "-1"]}, "-1", "seconds"),
+        ({"more": ["--height", "8"]}, "8", "pixels"),
         ({"out": "nowhere/out.mp4"}, "nowhere", "does not exist"),
         ({"out": "/proc/out.mp4"}, "/proc", "not writable"),
         ({"out": "folder.mp4"}, "folder.mp4", "is a folder"),
@@ -169,6 +172,15 @@ def test_bad_input_is_one_line_and_code_2(files, model, capsys, change, named, f
     line = refused(capsys, *argv)
     assert named in line
     assert fault in line
+
+
+def test_without_a_voice_the_video_is_silent_and_as_large_and_long_as_told(files, model, capsys):
+    size = ["--seconds", "0.2", "--height", "32", "--width", "64", "--steps", "1"]
+    assert cli.main(["animate", "portrait.png", "--out", "out.mp4", "--model", str(model), *size]) == 0
+    assert "0.20 s, 5 frames of 64x32" in capsys.readouterr().out
+    with pytest.raises(InputError, match="no sound"):
+        media.read_audio("out.mp4")
+    assert "no portrait" in refused(capsys, "animate", "--out", "o.mp4", "--model", str(model), "--seconds", "1")
 
 
 def test_a_truncated_model_is_refused(files, model, capsys):

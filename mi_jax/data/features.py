@@ -50,26 +50,38 @@ def portrait_latents(vae: VAE, portrait: UInt8[np.ndarray, "H W 3"]) -> Float[np
 
 
 @jax.jit
-def _encode_prompts(mllm: MLLM, images: Array, *arrays: Array):
+def _encode_prompts(mllm: MLLM, images: Array | None, *arrays: Array):
     return mllm.encode(images, *arrays)
 
 
 def prompt_features(
-    encoders: Encoders, portrait: UInt8[np.ndarray, "H W 3"], prompt: str
+    encoders: Encoders, portrait: UInt8[np.ndarray, "H W 3"] | None, prompt: str
 ) -> tuple[dict[str, np.ndarray], int]:
     """What the MLLM makes of a portrait and a prompt, without batch axis, and how many prompt tokens did not fit.
 
-    Keys: image_tokens [m d], text_tokens [n d], text_mask [n] and, where the model has one, text_pooled [p].
+    Keys: text_tokens [n d], text_mask [n], image_tokens [m d] where a portrait is given and, where the model has one,
+    text_pooled [p].
     """
-    size = encoders.mllm.config.image_size
-    image = Image.fromarray(portrait).resize((size, size), Image.Resampling.BICUBIC)
-    image = jnp.asarray(np.asarray(image, np.float32) / 255.0)[None]
-    prompts = encoders.prompter.tokenize([prompt], image=True)
+    image = None
+    if portrait is not None:
+        image = _centre_square(portrait, encoders.mllm.config.image_size)
+        image = jnp.asarray(image.astype(np.float32) / 255.0)[None]
+    prompts = encoders.prompter.tokenize([prompt], image=portrait is not None)
     arrays = [None if a is None else jnp.asarray(a) for a in prompts.arrays]
     outputs = _encode_prompts(encoders.mllm, image, *arrays)
     names = ("image_tokens", "text_tokens", "text_mask", "text_pooled")
     features = {name: np.asarray(value[0]) for name, value in zip(names, outputs) if value is not None}
     return features, int(prompts.dropped[0])
+
+
+def _centre_square(portrait: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """What CLIP's image processor makes of a picture: the shorter side is `size`, of the longer the middle is kept."""
+    height, width, _ = portrait.shape
+    short = min(height, width)
+    height, width = size * height // short, size * width // short
+    image = Image.fromarray(portrait).resize((width, height), Image.Resampling.BICUBIC)
+    top, left = (height - size) // 2, (width - size) // 2
+    return np.asarray(image)[top : top + size, left : left + size]
 
 
 def latent_mask(mask: Bool[np.ndarray, "H W"] | Float[np.ndarray, "H W"], stride: int) -> Float[np.ndarray, "h w"]:

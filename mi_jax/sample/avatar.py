@@ -1,4 +1,8 @@
-"""The whole path: a portrait, voices and a sentence of direction become a talking video."""
+"""The whole path: a portrait, voices and a sentence of direction become a talking video.
+
+Models that lack a part take what they have: without audio attention the video is silent, without portrait inputs
+(HunyuanVideo) it is made of the sentence alone.
+"""
 
 import contextlib
 import dataclasses
@@ -19,7 +23,7 @@ from PIL import Image
 from mi_jax.conditions import Conditions
 from mi_jax.data import faces, media
 from mi_jax.data.features import Encoders, latent_mask, portrait_latents, prompt_features, to_pixels
-from mi_jax.diffusion import sigma_schedule
+from mi_jax.diffusion import add_noise, sigma_schedule
 from mi_jax.errors import InputError
 from mi_jax.models.audio_encoder import audio_windows
 from mi_jax.models.dit import DiT
@@ -63,8 +67,8 @@ class Avatar:
 
     def animate(
         self,
-        portrait: Portrait,
-        speakers: Sequence[Speaker],
+        portrait: Portrait | None = None,
+        speakers: Sequence[Speaker] = (),
         prompt: str = "",
         *,
         seed: int = 0,
@@ -74,28 +78,39 @@ class Avatar:
         guidance_audio: float | None = None,
         guidance_text: float | None = None,
         seconds: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> UInt8[np.ndarray, "f H W 3"]:
         """A video of the portrait speaking, at 25 fps and the model's size, as long as the longest voice.
 
-        A model without audio attention (HunyuanVideo-I2V) makes a silent video: no speakers, and `seconds` given.
+        Without speakers the video is silent and `seconds` long. A model without audio attention (HunyuanVideo-I2V)
+        makes no other; one without portrait inputs either (HunyuanVideo) takes no portrait.
 
         Where a mask came from and what was cut or resized is logged to the logger `mi_jax` (INFO and WARNING).
 
         Args:
-          portrait: a picture file, a PIL image or pixels [H W 3]; its centre is cropped to the model's aspect.
-          speakers: one or more. Those without a mask get the found faces from left to right.
+          portrait: a picture file, a PIL image or pixels [H W 3]; its centre is cropped to the video's aspect.
+          speakers: those without a mask get the found faces from left to right.
           prompt: may be empty; cut where the text encoder ends.
           seed: of the noise; the same seed gives the same video.
           steps: Euler steps; more is finer and slower. Default: the model's.
           window, overlap: latent frames (4 video frames each) that the denoiser sees at a time, and that are blended.
           guidance_audio, guidance_text: see `Guidance`. Default: the model's.
           seconds: length of the video; default is that of the longest voice.
+          height, width: of the video in pixels. Default: the model's.
           progress: called with (steps done, steps) before the first step and after every one.
 
         Raises:
           InputError: a file or an argument cannot be used; the message names it.
         """
+        sides = {"height": height, "width": width}
+        if any(side is not None for side in sides.values()):
+            sides = {name: side for name, side in sides.items() if side is not None}
+            return self.resized(**sides).animate(
+                portrait, speakers, prompt, seed=seed, steps=steps, window=window, overlap=overlap,
+                guidance_audio=guidance_audio, guidance_text=guidance_text, seconds=seconds, progress=progress,
+            )  # fmt: skip
         config = self.config
         steps = config.steps if steps is None else steps
         if steps < 1:
@@ -107,15 +122,12 @@ class Avatar:
         weights = {name: defaults[name] if value is None else float(value) for name, value in weights.items()}
         if not all(map(math.isfinite, weights.values())):
             raise InputError(f"guidance weights must be finite numbers, got {weights}")
-        if config.dit.audio is None:
-            self._check_silent(speakers, seconds)
-        elif not speakers:
-            raise InputError("no voice: at least one speaker is needed")
-        pixels = read_portrait(portrait)
+        check_told(config, portrait=portrait is not None, voices=len(speakers), seconds=seconds)
+        pixels = None if portrait is None else read_portrait(portrait)
         voices = [read_voice(speaker.audio, f"voice {i + 1}") for i, speaker in enumerate(speakers)]
         longest = max(map(len, voices), default=0) / media.SAMPLE_RATE
         frames = num_frames(longest if seconds is None else seconds)
-        latent_frames = -(-(frames - 1) // config.vae.temporal_stride) + 1
+        latent_frames = -(-(config.lead_in + frames - 1) // config.vae.temporal_stride) + 1
         plan_windows(latent_frames, window, overlap)  # a bad window is known before the long work
         masks = []
         if speakers:
@@ -135,11 +147,11 @@ class Avatar:
             latent_frames=latent_frames,
             progress=progress,
         )
-        return self.decode(latents)[:frames]
+        return self.decode(latents)[config.lead_in : config.lead_in + frames]
 
     def conditions(
         self,
-        portrait: UInt8[np.ndarray, "H W 3"],
+        portrait: UInt8[np.ndarray, "H W 3"] | None,
         masks: Sequence[np.ndarray] | np.ndarray,
         voices: Sequence[np.ndarray],
         prompt: str,
@@ -147,21 +159,22 @@ class Avatar:
     ) -> Conditions:
         """What the denoiser is told of a video of `latent_frames`, one example.
 
-        masks: bool [s H W] of the portrait's size; voices: one per mask, samples at 16 kHz, of any lengths; none for a
-        model without audio.
+        portrait: None for a model of text alone. masks: bool [s H W] of the portrait's size; voices: one per mask,
+        samples at 16 kHz, of any lengths; none for a silent video.
         """
         height, width = self.config.padded_size
-        face = media.fit_image(portrait, height, width)
+        face = None if portrait is None else media.fit_image(portrait, height, width)
         masks = [media.fit_mask(mask, height, width) for mask in masks]
         with self._on_mesh():
             features, dropped = prompt_features(self.encoders, face, prompt)
         if dropped:
             log.warning("prompt: too long, its last %d tokens are not read", dropped)
-        features |= {
-            "image_mask": np.ones(features["image_tokens"].shape[0], bool),
-            "portrait": np.asarray(portrait_latents(self.encoders.vae, face)),
-            "is_start": np.ones((), np.float32),
-        }
+        if face is not None:
+            features |= {
+                "image_mask": np.ones(features["image_tokens"].shape[0], bool),
+                "portrait": np.asarray(portrait_latents(self.encoders.vae, face)),
+                "is_start": np.ones((), np.float32),
+            }
         if voices:
             frames = self.config.vae.temporal_stride * (latent_frames - 1) + 1
             hidden = [hidden_states(self.encoders.wav2vec2, voice, frames) for voice in voices]
@@ -199,9 +212,10 @@ class Avatar:
         overlap: int,
         weights: dict[str, float],
         latent_frames: int | None = None,
+        noise: Float[Array | np.ndarray, "1 t h w c"] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Float[np.ndarray, "t h w c"]:
-        """Latents of the whole video, from the noise of `seed`; `latent_frames` are by default those of the audio."""
+        """Latents of the whole video, from `noise` or that of `seed`; `latent_frames` is by default the audio's."""
         height, width = self.config.padded_size
         stride = self.config.vae.spatial_stride
         frames = conditions.audio.shape[2] if latent_frames is None else latent_frames
@@ -210,7 +224,11 @@ class Avatar:
         group = 1 if self.mesh is None else self.mesh.shape["data"]
         weights = {name: jnp.float32(weight) for name, weight in weights.items() if weight}
         with self._on_mesh():
-            latents = jax.random.normal(jax.random.key(seed), shape, jnp.float32)
+            latents = jax.random.normal(jax.random.key(seed), shape, jnp.float32) if noise is None else jnp.array(noise)
+            if self.config.portrait_in_noise and conditions.portrait is not None:
+                latents = add_noise(
+                    conditions.portrait[:, None], latents, jnp.float32(1 - self.config.portrait_in_noise)
+                )
             if progress is not None:
                 progress(0, steps)
             for i in range(steps):
@@ -242,14 +260,14 @@ class Avatar:
         """Writes what `load` reads (see `save_avatar`)."""
         save_avatar(folder, self.config, self.encoders, self.dit, dtype=dtype, overwrite=overwrite)
 
-    def _check_silent(self, speakers: Sequence[Speaker], seconds: float | None) -> None:
-        dit = self.config.dit
-        if not (dit.image_to_video or dit.token_replace):
-            raise InputError("this model makes videos from text alone, not from a portrait")
-        if speakers:
-            raise InputError("this model has no audio attention: it makes silent videos, without voices")
-        if seconds is None:
-            raise InputError("this model makes silent videos: give their length in seconds")
+    def resized(self, *, height: int | None = None, width: int | None = None) -> "Avatar":
+        """The same model, making videos of another size in pixels."""
+        height, width = (old if new is None else new for old, new in
+                         ((self.config.height, height), (self.config.width, width)))  # fmt: skip
+        least = self.config.vae.spatial_stride * max(self.config.dit.patch[1:])
+        if min(height, width) < least:
+            raise InputError(f"a video of {width}x{height} pixels cannot be made: at least {least} a side")
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, height=height, width=width))
 
     def _on_mesh(self):
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
@@ -275,6 +293,23 @@ def _denoise_level(
     """One noise level: compiled once for all levels and step counts, and for all weights that are not 0."""
     velocity = Guidance(**weights)(dit)
     return sliding_window(velocity, latents, sigmas, conditions, window=window, overlap=overlap, group=group)
+
+
+def check_told(config: AvatarConfig, *, portrait: bool, voices: int, seconds: float | None) -> None:
+    """Whether a model can make a video of what it is given.
+
+    Raises:
+      InputError: a portrait, voices or a length are missing, or given to a model that has no use for them.
+    """
+    sees, hears = config.dit.image_to_video or config.dit.token_replace, config.dit.audio is not None
+    if sees and not portrait:
+        raise InputError("no portrait: this model animates one")
+    if portrait and not sees:
+        raise InputError("this model makes videos from text alone, not from a portrait")
+    if voices and not hears:
+        raise InputError("this model has no audio attention: it makes silent videos, without voices")
+    if not voices and seconds is None:
+        raise InputError(f"no {'voice and no ' * hears}length: a silent video needs its length in seconds")
 
 
 def num_frames(seconds: float) -> int:

@@ -239,7 +239,9 @@ def _tokenizer(encoder: pathlib.Path, name: str, image_token_id: int | None) -> 
 
 
 def _avatar(found: _Found, family: Family, extend: Extension | None) -> AvatarConfig:
-    """How a whole model is sampled by default: HunyuanVideo's 50 steps, shift 7 and embedded guidance 6."""
+    """How a whole model is sampled by default: HunyuanVideo's 50 steps, shift 7 and embedded guidance 6. From a
+    portrait: with a trace of it in the noise (`--i2v-stability`) and, where it is channels, without the first 4 frames.
+    """
     stored = next(part.checkpoint.tensors for part in found.parts if part.name == "dit")
     full = all(tensor.dtype == jnp.float32 for tensor in stored.values())
     preset = AvatarConfig.magic_infinite_13b()
@@ -248,6 +250,8 @@ def _avatar(found: _Found, family: Family, extend: Extension | None) -> AvatarCo
         sampled = {name: getattr(preset, name) for name in sampled}
     elif family == "magic-141":
         sampled |= {"height": 540, "width": 960}
+    elif family == "hunyuan-video-i2v":
+        sampled |= {"portrait_in_noise": 0.001, "lead_in": 4 if found.configs["dit"].image_to_video else 0}
     return dataclasses.replace(
         preset,
         **{"wav2vec2": None, **found.configs},

@@ -41,6 +41,8 @@ class AvatarConfig:
     wav2vec2: None for a model that hears nothing.
     guidance_audio, guidance_text: default weights of `Guidance`; 0 for a distilled model.
     embedded_guidance: the scale that a denoiser with a guidance embedding is told (HunyuanVideo's 6).
+    portrait_in_noise: share of the portrait's latents in the noise that sampling starts from (HunyuanVideo-I2V: 0.001).
+    lead_in: video frames before the first one shown (HunyuanVideo-I2V with the portrait as channels: 4).
     dtype: of the denoiser and the MLLM; the VAE and wav2vec2 are f32.
     """
 
@@ -55,6 +57,8 @@ class AvatarConfig:
     guidance_audio: float = 0.0
     guidance_text: float = 0.0
     embedded_guidance: float = 6.0
+    portrait_in_noise: float = 0.0
+    lead_in: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @classmethod
@@ -96,17 +100,26 @@ class AvatarConfig:
         return tuple(-(-side // m) * m for side, m in zip((self.height, self.width), multiple, strict=True))
 
 
+def avatar_config(name: str | os.PathLike) -> AvatarConfig:
+    """What the config.json of a whole avatar says; no weights are read.
+
+    Raises:
+      InputError: no such model, a folder of parts, or a config that is missing or damaged.
+    """
+    folder = find_model(name)
+    said = read_config(folder)
+    if said and said.keys() <= _PARTS.keys():
+        raise InputError(f"{folder / CONFIG}: of a folder of parts ({', '.join(said)}), not of a whole avatar")
+    return config_from_json(AvatarConfig, said, str(folder / CONFIG))
+
+
 def load_encoders(name: str | os.PathLike, *, mesh: Mesh | None = None) -> tuple[AvatarConfig, Encoders]:
     """A model folder without its denoiser: what preparing records needs, and all there is before stage 1.
 
     Raises:
       InputError: as `load`.
     """
-    folder = find_model(name)
-    said = read_config(folder)
-    if said and said.keys() <= _PARTS.keys():
-        raise InputError(f"{folder / CONFIG}: of a folder of parts ({', '.join(said)}), not of a whole avatar")
-    config = config_from_json(AvatarConfig, said, str(folder / CONFIG))
+    folder, config = find_model(name), avatar_config(name)
     build = lambda kind, part: lambda: kind(part, rngs=nnx.Rngs(0))  # noqa: E731
     encoders = Encoders(
         vae=load_into(folder, "vae", build(VAE, config.vae)),

@@ -9,82 +9,24 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
 from flax import nnx
 from safetensors.torch import load_file, save_file
 from tiny_avatar import portrait, voice
+from tiny_hub import IMAGE_ID, noise, write_hub
 
 import mi_jax
 from mi_jax import cli
 from mi_jax.errors import InputError
-from mi_jax.models.words import IMAGE_TOKEN, SPECIAL_TOKENS, build_puppet_tokenizer
+from mi_jax.models.words import IMAGE_TOKEN, build_puppet_tokenizer
 from mi_jax.sample.avatar import Avatar, Speaker, load
 from mi_jax.sample.convert import convert
 from mi_jax.sample.folders import load_part
-
-SENTENCES = ["She is happy and nods."]
-IMAGE_ID = SPECIAL_TOKENS.index(IMAGE_TOKEN)
-
-
-def noise(module: torch.nn.Module, seed: int) -> torch.nn.Module:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            drawn = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(0.1 * drawn + float("norm" in name and name.endswith("weight")))
-    return module.eval()
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     """A folder as HunyuanVideo-I2V's on the hub (token replace, embedded guidance), a few channels wide."""
-    root = tmp_path_factory.mktemp("hub")
-    noise(
-        HunyuanVideoTransformer3DModel(
-            in_channels=4,
-            out_channels=4,
-            num_attention_heads=2,
-            attention_head_dim=16,
-            num_layers=1,
-            num_single_layers=2,
-            num_refiner_layers=1,
-            guidance_embeds=True,
-            text_embed_dim=16,
-            pooled_projection_dim=12,
-            rope_axes_dim=(4, 6, 6),
-            image_condition_type="token_replace",
-        ),
-        1,
-    ).save_pretrained(root / "transformer")
-    noise(
-        AutoencoderKLHunyuanVideo(
-            latent_channels=4, block_out_channels=(4, 4, 8, 8), layers_per_block=1, norm_num_groups=2
-        ),
-        2,
-    ).save_pretrained(root / "vae")
-    sizes = {"intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
-    noise(
-        transformers.LlavaForConditionalGeneration(
-            transformers.LlavaConfig(
-                vision_config=transformers.CLIPVisionConfig(hidden_size=8, image_size=28, patch_size=14, **sizes),
-                text_config=transformers.LlamaConfig(
-                    hidden_size=16, num_key_value_heads=1, vocab_size=256, rms_norm_eps=1e-5, **sizes
-                ),
-                image_token_id=IMAGE_ID,
-            )
-        ),
-        3,
-    ).save_pretrained(root / "text_encoder")
-    ends = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
-    noise(
-        transformers.CLIPTextModel(
-            transformers.CLIPTextConfig(hidden_size=12, vocab_size=256, max_position_embeddings=16, **sizes, **ends)
-        ),
-        4,
-    ).save_pretrained(root / "text_encoder_2")
-    build_puppet_tokenizer(SENTENCES).save_pretrained(root / "tokenizer")
-    build_puppet_tokenizer(SENTENCES, closed=True).save_pretrained(root / "tokenizer_2")
-    return root
+    return write_hub(tmp_path_factory.mktemp("hub"), "token_replace")
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +73,16 @@ def test_an_image_to_video_folder_makes_a_silent_video_that_begins_with_the_port
     assert np.abs(latents[1] - np.asarray(told.portrait[0])).max() > 0.1
     with pytest.raises(InputError, match="no audio attention"):
         avatar.animate(portrait(), [Speaker(voice(0.2))])
-    with pytest.raises(InputError, match="give their length in seconds"):
+    with pytest.raises(InputError, match="needs its length in seconds"):
         avatar.animate(portrait(), [])
+
+
+def test_the_command_refuses_voices_that_a_model_cannot_hear_before_it_loads(converted, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mi_jax.sample.avatar.load", lambda *_: pytest.fail("the long work began"))
+    told = ["--model", str(converted), "--out", str(tmp_path / "out.mp4")]
+    for more, fault in ((["portrait.png", "speech.wav"], "no audio attention"), (["--seconds", "1"], "no portrait")):
+        assert cli.main(["animate", *more, *told]) == 2
+        assert fault in capsys.readouterr().err
 
 
 def test_an_extended_folder_is_an_avatar_with_ears(hub, wav2vec2, tmp_path, capsys):
@@ -193,7 +143,7 @@ def test_tencents_folder_gives_the_same_model(hub, converted, tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (converted / name).read_bytes(), name
 
 
-def test_a_text_to_video_folder_loads_and_says_what_it_is(hub, tmp_path):
+def test_a_text_to_video_folder_makes_videos_of_text_alone(hub, tmp_path, capsys):
     """HunyuanVideo's text encoder is the Llama alone."""
     llava = transformers.LlavaForConditionalGeneration.from_pretrained(hub / "text_encoder")
     llava.model.language_model.save_pretrained(tmp_path / "hub" / "text_encoder")
@@ -208,6 +158,12 @@ def test_a_text_to_video_folder_loads_and_says_what_it_is(hub, tmp_path):
     np.testing.assert_array_equal(avatar.encoders.mllm.language.layers.up.kernel[2], whole.T)
     with pytest.raises(InputError, match="from text alone"):
         avatar.animate(portrait(), [], seconds=1.0)
+    said = ["--model", str(tmp_path / "out"), "--out", str(tmp_path / "out.mp4"), "--prompt", "She is happy."]
+    size = ["--seconds", "0.2", "--height", "32", "--width", "48", "--steps", "2"]
+    assert cli.main(["animate", *said, *size]) == 0
+    assert "0.20 s, 5 frames of 48x32" in capsys.readouterr().out
+    assert cli.main(["animate", *said]) == 2
+    assert "length in seconds" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "hub" / "transformer")
     shutil.copytree(hub / "transformer", tmp_path / "hub" / "transformer")
     with pytest.raises(InputError, match="a Llama without eyes"):
