@@ -15,6 +15,7 @@ from tiny_avatar import draw_weights
 from mi_jax.conditions import Conditions
 from mi_jax.models.audio_encoder import AudioEncoderConfig
 from mi_jax.models.dit import DiT, DiTConfig
+from mi_jax.models.layers import rope_table, sinusoid
 from mi_jax.weights.hunyuan_video import diffusers_table
 
 SMALL = DiTConfig(width=48, heads=2, double_depth=2, single_depth=4, text_dim=20, pooled_dim=12, rope_axes=(4, 10, 10))
@@ -66,7 +67,7 @@ def latents_and_sigma(config: DiTConfig, b: int = 2, t: int = 3, h: int = 4, w: 
 # --- parity --------------------------------------------------------------------------------------------------------
 
 
-def _reference(config: DiTConfig, seed: int) -> HunyuanVideoTransformer3DModel:
+def _reference(config: DiTConfig, seed: int, scale: float = 0.1) -> HunyuanVideoTransformer3DModel:
     torch.manual_seed(seed)
     model = HunyuanVideoTransformer3DModel(
         in_channels=config.in_channels,
@@ -86,7 +87,7 @@ def _reference(config: DiTConfig, seed: int) -> HunyuanVideoTransformer3DModel:
     ).eval()
     with torch.no_grad():
         for p in model.parameters():
-            p.normal_(0, 0.1)
+            p.normal_(0, scale)
     return model
 
 
@@ -139,6 +140,88 @@ def test_token_replace_equals_diffusers():
     assert relative_error(np.moveaxis(np.asarray(got), -1, 1)[:, :, 1:], expected[:, :, 1:]) < 1e-5
     implied = x[:, 0] - sigma.reshape(2, 1, 1, 1) * got[:, 0]
     np.testing.assert_allclose(implied, portrait, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("replace", [False, True])
+def test_every_part_equals_diffusers(replace, seed):
+    """Each part, given what the reference's own part was given: an error cannot hide behind a later norm."""
+    config = dataclasses.replace(SMALL, guidance_embedding=True, token_replace=replace)
+    reference = _reference(config, seed)
+    ours = _from_reference(config, reference)
+    seen = []
+    blocks = [*reference.transformer_blocks, *reference.single_transformer_blocks]
+    parts = {"rope": reference.rope, "embed": reference.time_text_embed, "refiner": reference.context_embedder}
+    for module in (*parts.values(), *blocks):
+        module.register_forward_hook(lambda module, told, made: seen.append((module, told, made)))
+    told, (x, sigma) = conditions(config, seed), latents_and_sigma(config, t=3, h=4, w=10)
+    as_torch = lambda a: torch.from_numpy(np.array(a))  # noqa: E731
+    with torch.no_grad():
+        reference(
+            hidden_states=as_torch(jnp.moveaxis(x, -1, 1)),
+            timestep=as_torch(1000 * sigma),
+            encoder_hidden_states=as_torch(told.text_tokens),
+            encoder_attention_mask=as_torch(told.text_mask),
+            pooled_projections=as_torch(told.text_pooled),
+            guidance=as_torch(1000 * told.guidance),
+        )
+    made = {name: out for name, part in parts.items() for module, _, out in seen if module is part}
+    grid = (3, 2, 5)
+    rope = rope_table(grid, config.rope_axes, config.rope_theta)
+    for mine, theirs in zip(rope, made["rope"]):  # theirs holds every angle twice, for the two of a pair
+        np.testing.assert_allclose(mine, theirs[:, ::2], atol=1e-6)
+        np.testing.assert_allclose(mine, theirs[:, 1::2], atol=1e-6)
+
+    embed = lambda level: sinusoid(jnp.asarray(level), 256)  # noqa: E731
+    length = told.text_mask.sum(1, dtype=jnp.int32)
+    refined = ours.text_in(told.text_tokens, embed(1000 * sigma), length)
+    valid = np.asarray(told.text_mask)
+    assert relative_error(np.asarray(refined)[valid], made["refiner"].numpy()[valid]) < 1e-5
+    rest = ours.pooled_in(told.text_pooled)
+    vec = ours.time_in(embed(1000 * sigma)) + rest + ours.guidance_in(embed(1000 * told.guidance))
+    at_zero = ours.time_in(embed(jnp.zeros(2))) + rest
+    assert relative_error(vec, made["embed"][0]) < 1e-5
+    if replace:
+        assert relative_error(at_zero, made["embed"][1]) < 1e-5
+
+    n, first, text = 30, jnp.arange(30) < 10, jnp.zeros((2, 5, 1), bool)
+    still = (at_zero, jnp.broadcast_to(first[None, :, None], (2, n, 1))) if replace else None
+    joint = (at_zero, jnp.concatenate([still[1], text], axis=1)) if replace else None
+    pick = lambda stack, i: jax.tree.map(lambda leaf: leaf[i], stack)  # noqa: E731
+    for number, block in enumerate(blocks):
+        (video, tokens), outputs = next(
+            ([jnp.asarray(a.numpy()) for a in given[:2]], out) for module, given, out in seen if module is block
+        )
+        if number < config.double_depth:
+            got = pick(ours.double, number).block(video, tokens, vec, rope, length, still)
+        else:
+            body = pick(ours.single, (number - config.double_depth) // 2)
+            block = body.second if (number - config.double_depth) % 2 else body.first
+            got = block(jnp.concatenate([video, tokens], axis=1), vec, rope, n, length, joint)
+            got = got[:, :n], got[:, n:]
+        assert relative_error(got[0], outputs[0]) < 1e-5, number
+        assert relative_error(np.asarray(got[1])[valid], outputs[1].numpy()[valid]) < 1e-5, number
+
+
+def test_full_width_equals_diffusers():
+    """HunyuanVideo's own widths, one double block deep: 0.9 G parameters on either side."""
+    config = dataclasses.replace(DiTConfig.hunyuan_video(), double_depth=1, single_depth=2, refiner_depth=1)
+    reference = _reference(config, seed=0, scale=0.02)
+    ours = _from_reference(config, reference)
+    told = conditions(config, seed=0, b=1)
+    x, sigma = latents_and_sigma(config, b=1, t=2, h=4, w=6)
+    as_torch = lambda a: torch.from_numpy(np.array(a))  # noqa: E731
+    with torch.no_grad():
+        expected = reference(
+            hidden_states=as_torch(jnp.moveaxis(x, -1, 1)),
+            timestep=as_torch(1000 * sigma),
+            encoder_hidden_states=as_torch(told.text_tokens),
+            encoder_attention_mask=as_torch(told.text_mask),
+            pooled_projections=as_torch(told.text_pooled),
+            guidance=as_torch(1000 * told.guidance),
+        ).sample.numpy()
+    got = np.moveaxis(np.asarray(jax.jit(DiT.__call__)(ours, x, sigma, told)), -1, 1)
+    assert relative_error(got, expected) < 1e-4
 
 
 def test_a_window_without_its_portrait_replaces_no_token():
