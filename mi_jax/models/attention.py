@@ -30,31 +30,113 @@ def attention(
     `auto` is cuDNN's flash attention for 16-bit inputs on NVIDIA, else the query-chunked XLA form. An example whose
     length is 0 gets finite, meaningless output. Softmax statistics are f32.
     """
-    if implementation == "auto":
-        half = q.dtype in (jnp.bfloat16, jnp.float16)
-        implementation = "cudnn" if jax.default_backend() == "gpu" and half else "xla"
-    if implementation == "cudnn":
+    if _chosen(implementation, q) == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=length, implementation="cudnn")
     return _chunked(q, k, v, length)
 
 
+def attention_with_lse(
+    q: Float[Array, "b n k d"],
+    k: Float[Array, "b m k d"],
+    v: Float[Array, "b m k d"],
+    *,
+    length: Int[Array, "b"],
+    implementation: Implementation = "auto",
+) -> tuple[Float[Array, "b n k d"], Float[Array, "b k n"]]:
+    """Attention and the logarithm of each query's softmax denominator (f32), by which parts over other keys add up.
+
+    Not to be differentiated: fused kernels drop what flows back through the second result. `attention_gradients` is
+    the backward pass.
+    """
+    if _chosen(implementation, q) == "cudnn":
+        out, lse = jax.nn.dot_product_attention(
+            q, k, v, key_value_seq_lengths=length, implementation="cudnn", return_residual=True
+        )
+        return out, jnp.moveaxis(lse.astype(jnp.float32), 1, 2)
+
+    def chunk(block: Array) -> tuple[Array, Array]:
+        logits = _logits(block, k, length)
+        lse = jax.nn.logsumexp(logits, axis=-1)
+        weights = jnp.exp(logits - lse[..., None]).astype(v.dtype)
+        return jnp.einsum("bknm,bmkd->bnkd", weights, v), lse
+
+    out, lse = jax.lax.map(chunk, _blocks(q))
+    return _joined(out, q.shape[1]), rearrange(lse, "c b k n -> b k (c n)")[..., : q.shape[1]]
+
+
+def attention_gradients(
+    q: Float[Array, "b n k d"],
+    k: Float[Array, "b m k d"],
+    v: Float[Array, "b m k d"],
+    g: Float[Array, "b n k d"],
+    lse: Float[Array, "b k n"],
+    delta: Float[Array, "b k n"],
+    *,
+    length: Int[Array, "b"],
+) -> tuple[Float[Array, "b n k d"], Float[Array, "b m k d"], Float[Array, "b m k d"]]:
+    """What these keys contribute to the gradients (f32) of attention over them and others.
+
+    lse is the denominator over all keys, `g` the gradient of the result over all keys and `delta` the sum of
+    `g * result` over d (FlashAttention-2's backward pass, 2307.08691). Query chunks one after the other.
+    """
+    scale = q.shape[-1] ** -0.5
+
+    def chunk(carry, xs):
+        dk, dv = carry
+        block, g, lse, delta = xs
+        weights = jnp.exp(_logits(block, k, length) - lse[..., None])
+        dv = dv + jnp.einsum("bknm,bnkd->bmkd", weights, g)
+        ds = weights * (jnp.einsum("bnkd,bmkd->bknm", g, v.astype(jnp.float32)) - delta[..., None]) * scale
+        dk = dk + jnp.einsum("bknm,bnkd->bmkd", ds, block.astype(jnp.float32))
+        return (dk, dv), jnp.einsum("bknm,bmkd->bnkd", ds, k.astype(jnp.float32))
+
+    rows = lambda x, fill: rearrange(_blocks(rearrange(x, "b k n -> b n k 1"), fill), "c b n k 1 -> c b k n")  # noqa: E731
+    # A padded query has weight exp(-inf) = 0 everywhere.
+    xs = (_blocks(q), _blocks(g), rows(lse, jnp.inf), rows(delta, 0.0))
+    zero = (0.0 * k.astype(jnp.float32), 0.0 * v.astype(jnp.float32))
+    (dk, dv), dq = jax.lax.scan(chunk, zero, xs)
+    return _joined(dq, q.shape[1]), dk, dv
+
+
+def _chosen(implementation: Implementation, q: Array) -> Implementation:
+    if implementation != "auto":
+        return implementation
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    return "cudnn" if jax.default_backend() == "gpu" and half else "xla"
+
+
 def _chunked(q: Array, k: Array, v: Array, length: Array | None) -> Array:
-    n = q.shape[1]
-    if n <= QUERY_CHUNK:
+    if q.shape[1] <= QUERY_CHUNK:
         return _plain(q, k, v, length)
-    chunks = -(-n // QUERY_CHUNK)
-    size = -(-n // chunks)  # equal shares: 400 queries are 4 x 100, not 3 x 128 and a rest that is mostly padding
-    padded = jnp.pad(q, ((0, 0), (0, chunks * size - n), (0, 0), (0, 0)))
-    blocks = rearrange(padded, "b (c n) k d -> c b n k d", c=chunks)
     # The checkpoint drops each chunk's logits and recomputes them in the backward pass.
-    out = jax.lax.map(jax.checkpoint(lambda block: _plain(block, k, v, length)), blocks)
-    return rearrange(out, "c b n k d -> b (c n) k d")[:, :n]
+    out = jax.lax.map(jax.checkpoint(lambda block: _plain(block, k, v, length)), _blocks(q))
+    return _joined(out, q.shape[1])
+
+
+def _blocks(x: Array, fill: float = 0.0) -> Array:
+    """[b n k d] in chunks of at most QUERY_CHUNK rows, [c b n/c k d].
+
+    Equal shares: 400 rows are 4 x 100, not 3 x 128 and a rest that is mostly padding.
+    """
+    n = x.shape[1]
+    chunks = -(-n // QUERY_CHUNK)
+    size = -(-n // chunks)
+    padded = jnp.pad(x, ((0, 0), (0, chunks * size - n), (0, 0), (0, 0)), constant_values=fill)
+    return rearrange(padded, "b (c n) k d -> c b n k d", c=chunks)
+
+
+def _joined(blocks: Array, n: int) -> Array:
+    return rearrange(blocks, "c b n k d -> b (c n) k d")[:, :n]
+
+
+def _logits(q: Array, k: Array, length: Array | None) -> Array:
+    logits = jnp.einsum("bnkd,bmkd->bknm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    if length is None:
+        return logits
+    valid = jnp.arange(k.shape[1])[None, :] < length[:, None]
+    return jnp.where(valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
 
 
 def _plain(q: Array, k: Array, v: Array, length: Array | None) -> Array:
-    logits = jnp.einsum("bnkd,bmkd->bknm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-    if length is not None:
-        valid = jnp.arange(k.shape[1])[None, :] < length[:, None]
-        logits = jnp.where(valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    weights = jax.nn.softmax(_logits(q, k, length), axis=-1).astype(v.dtype)
     return jnp.einsum("bknm,bmkd->bnkd", weights, v)
