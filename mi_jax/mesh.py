@@ -1,5 +1,7 @@
 """Meshes and shardings: one mesh of two Explicit axes, parameters spread over both (DESIGN section 6)."""
 
+from collections.abc import Callable
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -47,9 +49,28 @@ def gather_parameters(tree):
     """The whole of parameters that `parameter_spec` spread over the mesh, at the place of use.
 
     Called inside a scanned body, it gathers one body's (already cast) parameters at a time, and its transpose
-    scatters the
-    gradients: fully sharded data parallelism. Without a mesh, or with everything in one place, it does nothing.
+    scatters the gradients: fully sharded data parallelism. Without a mesh, or with everything in one place, it does
+    nothing.
     """
     if jax.sharding.get_abstract_mesh().size <= 1:
         return tree
     return jax.tree.map(lambda leaf: jax.reshard(leaf, P()), tree)
+
+
+def per_device(f: Callable, out_specs) -> Callable:
+    """`f` of each device's own share of its arguments, which are spread as their types say (`jax.shard_map`).
+
+    Inside, shapes are local and may be split and merged at will, and collectives are written out. Without a mesh, or
+    with one device, it is `f`.
+    """
+    return f if jax.sharding.get_abstract_mesh().size <= 1 else jax.shard_map(f, out_specs=out_specs)
+
+
+def batch_axis(x: jax.Array) -> str | None:
+    """The mesh axis that the first dimension of `x` is spread over."""
+    return None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding.spec[0] if x.ndim else None
+
+
+def axis_size(name: str) -> int:
+    """Devices along a mesh axis; 1 without a mesh."""
+    return dict(jax.sharding.get_abstract_mesh().shape).get(name, 1)

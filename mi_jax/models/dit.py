@@ -7,17 +7,19 @@ this tree.
 """
 
 import dataclasses
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from mi_jax.conditions import Conditions
 from mi_jax.diffusion import TIMESTEPS
-from mi_jax.mesh import gather_parameters
+from mi_jax.mesh import axis_size, batch_axis, gather_parameters, per_device
 from mi_jax.models.attention import Implementation, attention
 from mi_jax.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from mi_jax.models.layers import (
@@ -34,6 +36,7 @@ from mi_jax.models.layers import (
     sinusoid,
     zeros_init,
 )
+from mi_jax.models.sequence_parallel import AXIS, joint_attention, own_share
 
 TIMESTEP_DIM = 256
 
@@ -63,6 +66,9 @@ class DiTConfig:
     rope_theta: float = 256.0
     audio: AudioEncoderConfig | None = None
     attention: Implementation = "auto"
+    ulysses: int | None = None
+    """How many devices of the mesh's `seq` axis exchange heads; the others pass keys around a ring. By default the most
+    that divide both."""
     remat: bool = True
     """Recompute each body in the backward pass instead of keeping its activations."""
     unroll: int = 1
@@ -172,26 +178,32 @@ class DoubleBlock(nnx.Module):
     """Video and text with separate weights and one joint attention over [video, text]."""
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
-        self.implementation = config.attention
+        self.config = config
         self.video = Stream(config, rngs=rngs)
         self.text = Stream(config, rngs=rngs)
 
-    def __call__(self, video: Array, text: Array, vec: Array, rope, length: Array, still) -> tuple[Array, Array]:
-        n = video.shape[1]
+    def __call__(
+        self, video: Array, text: Array, vec: Array, rope, n: int, length: Array, still
+    ) -> tuple[Array, Array]:
+        """`n` video tokens there are in all, and `length` [b] text tokens; a device has its share of both."""
         shift_v, scale_v, *rest_v = modulation_of(self.video.modulation, vec, still)
         shift_t, scale_t, *rest_t = self.text.modulation(vec)
         qkv_video = self.video.qkv(modulate(video, shift_v, scale_v), rope)
         qkv_text = self.text.qkv(modulate(text, shift_t, scale_t))
-        q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(qkv_video, qkv_text))
-        attended = merge_heads(attention(q, k, v, length=n + length, implementation=self.implementation))
-        return self.video.finish(video, attended[:, :n], *rest_v), self.text.finish(text, attended[:, n:], *rest_t)
+        heard = _attend(self.config, qkv_video, qkv_text, n, length)
+        attended_v, attended_t = (merge_heads(part) for part in heard)
+        return self.video.finish(video, attended_v, *rest_v), self.text.finish(text, attended_t, *rest_t)
+
+
+def _attend(config: DiTConfig, video: tuple, text: tuple, n: int, length: Array) -> tuple[Array, Array]:
+    return joint_attention(video, text, length, video_length=n, implementation=config.attention, ulysses=config.ulysses)
 
 
 class SingleBlock(nnx.Module):
     """Attention and MLP side by side over the joint stream [video, text]."""
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
-        self.implementation = config.attention
+        self.config = config
         hidden = config.mlp_ratio * config.width
         self.modulation = Modulation(config.width, 3, rngs=rngs)
         self.qkv = QKV(config, rngs=rngs)
@@ -199,12 +211,14 @@ class SingleBlock(nnx.Module):
         self.out = linear(config.width + hidden, config.width, rngs=rngs)
 
     def __call__(self, x: Array, vec: Array, rope, n: int, length: Array, still) -> Array:
-        """`n` video tokens come first; rotary positions are theirs alone."""
+        """A device's share of the video comes first (`rope` has a row for each token), then its share of the text."""
         shift, scale, gate = modulation_of(self.modulation, vec, still)
         y = modulate(x, shift, scale)
-        q, k, v = self.qkv(y)
-        q, k = (jnp.concatenate([apply_rope(part[:, :n], rope), part[:, n:]], axis=1) for part in (q, k))
-        attended = merge_heads(attention(q, k, v, length=n + length, implementation=self.implementation))
+        share = rope[0].shape[0]
+        qkv_video, qkv_text = zip(*((part[:, :share], part[:, share:]) for part in self.qkv(y)))
+        q, k = (apply_rope(part, rope) for part in qkv_video[:2])
+        heard = _attend(self.config, (q, k, qkv_video[2]), qkv_text, n, length)
+        attended = merge_heads(jnp.concatenate(heard, axis=1))
         return x + gate * self.out(jnp.concatenate([attended, gelu_tanh(self.mlp_in(y))], axis=-1))
 
 
@@ -226,15 +240,31 @@ class AudioAttention(nnx.Module):
         self.out = linear(config.width, config.width, bias=False, init=zeros_init, rngs=rngs)
 
     def __call__(
-        self, video: Float[Array, "b tn d"], audio: Float[Array, "b s t a e"], mask: Float[Array, "b s tn"]
-    ) -> Float[Array, "b tn d"]:
-        t = audio.shape[2]
-        q = rearrange(self.q(self.norm(video)), "b (t n) (k d) -> b t n k d", t=t, k=self.heads)
+        self,
+        video: Float[Array, "b n d"],
+        audio: Float[Array, "b s t a e"],
+        mask: Float[Array, "b s n"],
+        frames: Int[Array, "n"] | None = None,
+    ) -> Float[Array, "b n d"]:
+        """`frames` says which latent frame each token is of; None: all tokens are here, frame by frame."""
+        t, a = audio.shape[2:4]
+        q = rearrange(self.q(self.norm(video)), "b n (k d) -> b n k d", k=self.heads)
         k, v = split_heads(self.kv(audio), 2, self.heads)
         q, k = self.q_norm(q), self.k_norm(k)
-        logits = jnp.einsum("btnkd,bstakd->bstnka", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-        heard = rearrange(jnp.einsum("bstnka,bstakd->bstnkd", weights, v), "b s t n k d -> b s (t n) (k d)")
+        q = q * q.shape[-1] ** -0.5
+        if frames is None:
+            q = rearrange(q, "b (t n) k d -> b t n k d", t=t)
+            logits = jnp.einsum("btnkd,bstakd->bstnka", q, k, preferred_element_type=jnp.float32)
+            weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+            heard = rearrange(jnp.einsum("bstnka,bstakd->bstnkd", weights, v), "b s t n k d -> b s (t n) (k d)")
+        else:
+            # A share of the tokens cuts through frames: all audio tokens at once, those of other frames masked. They
+            # are few beside the video's.
+            k, v = (rearrange(x, "b s t a k d -> b s (t a) k d") for x in (k, v))
+            logits = jnp.einsum("bnkd,bsmkd->bsnkm", q, k, preferred_element_type=jnp.float32)
+            same = (frames[:, None] == jnp.arange(t * a)[None] // a)[None, None, :, None]
+            weights = jax.nn.softmax(jnp.where(same, logits, jnp.finfo(jnp.float32).min), axis=-1).astype(v.dtype)
+            heard = rearrange(jnp.einsum("bsnkm,bsmkd->bsnkd", weights, v), "b s n k d -> b s n (k d)")
         # Masking before the (linear, bias-free) projection sums the speakers in one product; zero stays zero.
         return video + self.out(jnp.einsum("bsnd,bsn->bnd", heard, mask))
 
@@ -285,16 +315,22 @@ class TokenRefiner(nnx.Module):
         self.blocks = jax.vmap(partial(RefinerBlock, config))(rngs.split(config.refiner_depth))
 
     def __call__(self, tokens: Float[Array, "b n e"], timestep: Float[Array, "b f"], length: Int[Array, "b"]) -> Array:
-        embed, time, mean_in = gather_parameters((self.embed, self.time, self.mean))
-        valid = (jnp.arange(tokens.shape[1])[None, :] < length[:, None])[:, :, None]
-        total = jnp.sum(jnp.where(valid, tokens.astype(jnp.float32), 0.0), axis=1)
-        mean = total / jnp.maximum(length, 1).astype(jnp.float32)[:, None]
-        vec = time(timestep) + mean_in(mean.astype(tokens.dtype))
+        rows = P(batch_axis(tokens))
+
+        def start(parts, tokens, timestep, length):
+            embed, time, mean_in = parts
+            valid = (jnp.arange(tokens.shape[1])[None, :] < length[:, None])[:, :, None]
+            total = jnp.sum(jnp.where(valid, tokens.astype(jnp.float32), 0.0), axis=1)
+            mean = total / jnp.maximum(length, 1).astype(jnp.float32)[:, None]
+            return embed(tokens), time(timestep) + mean_in(mean.astype(tokens.dtype))
+
+        parts = gather_parameters((self.embed, self.time, self.mean))
+        x, vec = per_device(start, (rows, rows))(parts, tokens, timestep, length)
 
         def body(x, block):
-            return gather_parameters(block)(x, vec, length), None
+            return per_device(RefinerBlock.__call__, rows)(gather_parameters(block), x, vec, length), None
 
-        return jax.lax.scan(body, embed(tokens), self.blocks)[0]
+        return jax.lax.scan(body, x, self.blocks)[0]
 
 
 class FinalLayer(nnx.Module):
@@ -336,7 +372,8 @@ class DiT(nnx.Module):
 
     def encode_audio(self, windows: Float[Array, "b s t four w l d"]) -> Float[Array, "b s t a e"]:
         """Audio tokens of each speaker and latent frame from wav2vec2 windows (`audio_encoder.audio_windows`)."""
-        return gather_parameters(self.audio_in)(windows.astype(self.dtype))
+        encode = per_device(AudioEncoder.__call__, P(batch_axis(windows)))
+        return encode(gather_parameters(self.audio_in), windows.astype(self.dtype))
 
     def __call__(
         self, latents: Float[Array, "b t h w c"], sigma: Float[Array, "b"], conditions: Conditions
@@ -346,86 +383,125 @@ class DiT(nnx.Module):
         The latent height and width are multiples of the patch (2). With token replace, the velocity of a given latent
         frame 0 is the one that leads to the portrait, so that a sampler arrives there, and a loss finds no error.
         """
-        _b, t, h, w, _ = latents.shape
+        t, h, w = latents.shape[1:4]
         grid = (t, h // self.config.patch[1], w // self.config.patch[2])
+        n = math.prod(grid)
+        rows, tokens = P(batch_axis(latents)), P(batch_axis(latents), AXIS)
+        config, dtype = self.config, self.dtype
         image_in, time_in, pooled_in, guidance_in = gather_parameters(
             (self.image_in, self.time_in, self.pooled_in, self.guidance_in)
         )
-        timestep = sinusoid(TIMESTEPS * sigma, TIMESTEP_DIM).astype(self.dtype)
-        pooled = 0 if pooled_in is None else pooled_in(conditions.text_pooled.astype(self.dtype))
+        timestep = sinusoid(TIMESTEPS * sigma, TIMESTEP_DIM).astype(dtype)
+        pooled = 0 if pooled_in is None else pooled_in(conditions.text_pooled.astype(dtype))
         vec = time_in(timestep) + pooled
-        still = still_joint = None
-        if self.config.token_replace:
-            at_zero = time_in(sinusoid(jnp.zeros_like(sigma), TIMESTEP_DIM).astype(self.dtype)) + pooled
-            given, noised = _first_frame(latents, conditions), latents.astype(jnp.float32)
-            latents = jnp.where(given, conditions.portrait.astype(latents.dtype)[:, None], latents)
+        at_zero = None
+        if config.token_replace:
+            at_zero = time_in(sinusoid(jnp.zeros_like(sigma), TIMESTEP_DIM).astype(dtype)) + pooled
         if guidance_in is not None:
-            vec = vec + guidance_in(sinusoid(TIMESTEPS * conditions.guidance, TIMESTEP_DIM).astype(self.dtype))
+            vec = vec + guidance_in(sinusoid(TIMESTEPS * conditions.guidance, TIMESTEP_DIM).astype(dtype))
 
-        video = image_in(self._patches(latents, conditions))
-        tokens, length = _text_tokens(conditions)
-        if self.config.token_replace:
-            first = jnp.repeat(given[:, :, 0, 0], grid[1] * grid[2], axis=1)
-            still = (at_zero, first)
-            still_joint = (at_zero, jnp.pad(first, ((0, 0), (0, tokens.shape[1]), (0, 0))))
-        text = self.text_in(tokens.astype(self.dtype), timestep, length)
-        rope = rope_table(grid, self.config.rope_axes, self.config.rope_theta)
-        audio, mask = self._audio(conditions, t)
+        given_text, length = per_device(_text_tokens, (rows, rows))(conditions)
+        refined = self.text_in(given_text.astype(dtype), timestep, length)
 
-        def listen(body, video):
-            return video if body.audio is None or audio is None else body.audio(video, audio, mask)
+        def share(image_in, latents, conditions, text):
+            """What a device starts with: its share of video and text tokens, of their positions and of the masks."""
+            replaced = None
+            if config.token_replace:
+                given = _first_frame(latents, conditions)
+                latents = jnp.where(given, conditions.portrait.astype(latents.dtype)[:, None], latents)
+                replaced = own_share(jnp.repeat(given[:, :, 0, 0], grid[1] * grid[2], axis=1))
+            video = image_in(own_share(_patches(config, latents, conditions).astype(dtype)))
+            mask = _token_mask(config, conditions, t)
+            mask = None if mask is None else own_share(mask, 2).astype(dtype)
+            return video, own_share(text), replaced, mask
+
+        hears = config.audio is not None and conditions.audio is not None
+        out = (tokens, tokens, tokens if config.token_replace else None, P(rows[0], None, AXIS) if hears else None)
+        video, text, replaced, mask = per_device(share, out)(image_in, latents, conditions, refined)
+        audio = conditions.audio.astype(dtype) if hears else None
+        rope = per_device(lambda: tuple(map(own_share, rope_table(grid, config.rope_axes, config.rope_theta), (0, 0))),
+                          (P(AXIS), P(AXIS)))()  # fmt: skip
+
+        def listen(body, video, audio, mask):
+            if audio is None:
+                return video
+            frames = None
+            if axis_size(AXIS) > 1:
+                own = video.shape[1]
+                frames = (own * jax.lax.axis_index(AXIS) + jnp.arange(own)) // (grid[1] * grid[2])
+            return body.audio(video, audio, mask, frames)
+
+        def double_body(body, video, text, vec, at_zero, rope, length, replaced, audio, mask):
+            still = None if replaced is None else (at_zero, replaced)
+            video, text = body.block(video, text, vec, rope, n, length, still)
+            return listen(body, video, audio, mask), text
+
+        def single_body(body, x, vec, at_zero, rope, length, replaced, audio, mask):
+            own = rope[0].shape[0]
+            still = None
+            if replaced is not None:
+                still = (at_zero, jnp.pad(replaced, ((0, 0), (0, x.shape[1] - own), (0, 0))))
+            for block in (body.first, body.second):
+                x = block(x, vec, rope, n, length, still)
+            return jnp.concatenate([listen(body, x[:, :own], audio, mask), x[:, own:]], axis=1)
+
+        told = (vec, at_zero, rope, length, replaced, audio, mask)
 
         def double(carry, body):
-            body = gather_parameters(body)
-            video, text = body.block(*carry, vec, rope, length, still)
-            return (listen(body, video), text), None
-
-        n = video.shape[1]
+            return per_device(double_body, (tokens, tokens))(gather_parameters(body), *carry, *told), None
 
         def single(x, body):
-            body = gather_parameters(body)
-            for block in (body.first, body.second):
-                x = block(x, vec, rope, n, length, still_joint)
-            return jnp.concatenate([listen(body, x[:, :n]), x[:, n:]], axis=1), None
+            return per_device(single_body, tokens)(gather_parameters(body), x, *told), None
 
-        if self.config.remat:
+        if config.remat:
             double, single = (jax.checkpoint(f, prevent_cse=False) for f in (double, single))
-        video, text = jax.lax.scan(double, (video, text), self.double, unroll=self.config.unroll)[0]
-        x = jnp.concatenate([video, text], axis=1)
-        x = jax.lax.scan(single, x, self.single, unroll=self.config.unroll)[0]
-        patches = gather_parameters(self.final)(x[:, :n], vec).astype(jnp.float32)
-        velocity = rearrange(
-            patches,
-            "b (t h w) (c p q) -> b t (h p) (w q) c",
-            t=grid[0], h=grid[1], w=grid[2], p=self.config.patch[1], q=self.config.patch[2],
-        )  # fmt: skip
-        if self.config.token_replace:
-            level = jnp.maximum(sigma, 1e-6).reshape(-1, 1, 1, 1, 1)
-            velocity = jnp.where(given, (noised - conditions.portrait[:, None].astype(jnp.float32)) / level, velocity)
-        return velocity
+        video, text = jax.lax.scan(double, (video, text), self.double, unroll=config.unroll)[0]
+        x = per_device(lambda *streams: jnp.concatenate(streams, axis=1), tokens)(video, text)
+        x = jax.lax.scan(single, x, self.single, unroll=config.unroll)[0]
 
-    def _patches(self, latents: Array, conditions: Conditions) -> Array:
-        """Input tokens; for image to video, noise + portrait (latent frame 0 only) + start mask (paper 3.2)."""
-        if self.config.image_to_video:
-            t = latents.shape[1]
-            first = (jnp.arange(t) == 0).astype(latents.dtype).reshape(1, t, 1, 1, 1)
-            portrait = conditions.portrait.astype(latents.dtype)[:, None] * first
-            start = conditions.is_start.astype(latents.dtype).reshape(-1, 1, 1, 1, 1) * first
-            start = jnp.broadcast_to(start, (*latents.shape[:-1], 1))
-            latents = jnp.concatenate([latents, portrait, start], axis=-1)
-        p, q = self.config.patch[1:]
-        return rearrange(latents, "b t (h p) (w q) c -> b (t h w) (c p q)", p=p, q=q).astype(self.dtype)
+        def finish(final, x, vec):
+            return final(x[:, : -(-n // axis_size(AXIS))], vec).astype(jnp.float32)
 
-    def _audio(self, conditions: Conditions, t: int) -> tuple[Array | None, Array | None]:
-        """Audio tokens and the face mask at token resolution, max-pooled so that small faces survive."""
-        if self.config.audio is None or conditions.audio is None:
-            return None, None
-        mask = conditions.face_mask
-        if mask.ndim == 4:
-            mask = jnp.repeat(mask[:, :, None], t, axis=2)
-        p, q = self.config.patch[1:]
-        mask = reduce(mask, "b s t (h p) (w q) -> b s (t h w)", "max", p=p, q=q)
-        return conditions.audio.astype(self.dtype), mask.astype(self.dtype)
+        def unpatch(patches, latents, sigma, conditions):
+            velocity = rearrange(
+                patches[:, :n],
+                "b (t h w) (c p q) -> b t (h p) (w q) c",
+                t=grid[0], h=grid[1], w=grid[2], p=config.patch[1], q=config.patch[2],
+            )  # fmt: skip
+            if config.token_replace:
+                level = jnp.maximum(sigma, 1e-6).reshape(-1, 1, 1, 1, 1)
+                there = (latents.astype(jnp.float32) - conditions.portrait[:, None].astype(jnp.float32)) / level
+                velocity = jnp.where(_first_frame(latents, conditions), there, velocity)
+            return velocity
+
+        patches = per_device(finish, tokens)(gather_parameters(self.final), x, vec)
+        if jax.sharding.get_abstract_mesh().size > 1:
+            patches = jax.reshard(patches, rows)
+        return per_device(unpatch, rows)(patches, latents, sigma, conditions)
+
+
+def _patches(config: DiTConfig, latents: Array, conditions: Conditions) -> Float[Array, "b n e"]:
+    """Input tokens; for image to video, noise + portrait (latent frame 0 only) + start mask (paper 3.2)."""
+    if config.image_to_video:
+        t = latents.shape[1]
+        first = (jnp.arange(t) == 0).astype(latents.dtype).reshape(1, t, 1, 1, 1)
+        portrait = conditions.portrait.astype(latents.dtype)[:, None] * first
+        start = conditions.is_start.astype(latents.dtype).reshape(-1, 1, 1, 1, 1) * first
+        start = jnp.broadcast_to(start, (*latents.shape[:-1], 1))
+        latents = jnp.concatenate([latents, portrait, start], axis=-1)
+    p, q = config.patch[1:]
+    return rearrange(latents, "b t (h p) (w q) c -> b (t h w) (c p q)", p=p, q=q)
+
+
+def _token_mask(config: DiTConfig, conditions: Conditions, t: int) -> Float[Array, "b s n"] | None:
+    """The face mask at token resolution, max-pooled so that small faces survive; None where nothing is heard."""
+    if config.audio is None or conditions.audio is None:
+        return None
+    mask = conditions.face_mask
+    if mask.ndim == 4:
+        mask = jnp.repeat(mask[:, :, None], t, axis=2)
+    p, q = config.patch[1:]
+    return reduce(mask, "b s t (h p) (w q) -> b s (t h w)", "max", p=p, q=q)
 
 
 def _first_frame(latents: Array, conditions: Conditions) -> Bool[Array, "b t 1 1 1"]:

@@ -166,7 +166,7 @@ class Prompter:
         """
         c = self.config
         template = c.image if image else c.text
-        prompts = [_without(prompt, self.tokenizer.all_special_tokens) for prompt in prompts]
+        prompts = [_without(prompt, (IMAGE_TOKEN, *self.tokenizer.all_special_tokens)) for prompt in prompts]
         length = c.max_tokens + template.crop_start
         texts = [template.text.format(prompt) for prompt in prompts]
         rows = self.tokenizer(texts, padding=False, truncation=False)["input_ids"]

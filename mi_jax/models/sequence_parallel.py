@@ -14,10 +14,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from mi_jax.errors import InputError
+from mi_jax.mesh import axis_size, batch_axis, per_device
 from mi_jax.models.attention import Implementation, attention, attention_gradients, attention_with_lse
 
 AXIS = "seq"
@@ -63,28 +65,38 @@ def joint_attention(
 
     Each stream is its queries, keys and values.
 
-    On a mesh whose `seq` axis has more than one device both streams are spread over it (`P("data", "seq")`), padded to
-    a multiple of its size; the result equals that on one device, gradients included. What comes out at padding is
-    finite and means nothing.
+    On a mesh whose `seq` axis has more than one device both streams are spread over it (`P("data", "seq")`, or each
+    device's share inside `mesh.per_device`), padded to a multiple of its size; the result equals that on one device,
+    gradients included. What comes out at padding is finite and means nothing. `video_length` counts the whole
+    sequence and is needed inside `per_device`.
     """
     n, heads = video[0].shape[1], video[0].shape[2]
     video_length = n if video_length is None else video_length
     mesh = jax.sharding.get_abstract_mesh()
-    devices = dict(mesh.shape).get(AXIS, 1)
+    devices = axis_size(AXIS)
     if devices == 1:
         # Padding of the video cannot stand before the text here: there is none on one device.
         q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(video, text))
         out = attention(q, k, v, length=n + text_length, implementation=implementation)
         return out[:, :n], out[:, n:]
     degree = ulysses_degree(devices, heads, ulysses)
-    plan = _Plan(devices // degree, degree, video_length, implementation)
-    spread, rows = P("data", AXIS), P("data")
-    run = jax.shard_map(
-        partial(_local, plan),
-        in_specs=((spread,) * 3, (spread,) * 3, rows),
-        out_specs=(spread, spread),
-    )
+    run = partial(_local, _Plan(devices // degree, degree, video_length, implementation))
+    if mesh.axis_types[mesh.axis_names.index(AXIS)] is not AxisType.Manual:
+        run = per_device(run, (P(batch_axis(video[0]), AXIS),) * 2)
     return run(video, text, text_length)
+
+
+def own_share(x: Array, axis: int = 1) -> Array:
+    """A device's own part of an axis that the whole `seq` axis has, padded with zeros where it does not divide.
+
+    For code inside `mesh.per_device`.
+    """
+    devices = axis_size(AXIS)
+    if devices == 1:
+        return x
+    share = -(-x.shape[axis] // devices)
+    widths = [(0, devices * share - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
+    return jax.lax.dynamic_slice_in_dim(jnp.pad(x, widths), share * jax.lax.axis_index(AXIS), share, axis)
 
 
 def _local(plan: _Plan, video: tuple, text: tuple, text_length: Array) -> tuple[Array, Array]:

@@ -166,7 +166,7 @@ class Avatar:
         face = None if portrait is None else media.fit_image(portrait, height, width)
         masks = [media.fit_mask(mask, height, width) for mask in masks]
         with self._on_mesh():
-            features, dropped = prompt_features(self.encoders, face, prompt)
+            features, dropped = prompt_features(self.encoders, portrait, prompt)
         if dropped:
             log.warning("prompt: too long, its last %d tokens are not read", dropped)
         if face is not None:
@@ -223,6 +223,9 @@ class Avatar:
         sigmas = sigma_schedule(steps, self.config.shift)
         group = 1 if self.mesh is None else self.mesh.shape["data"]
         weights = {name: jnp.float32(weight) for name, weight in weights.items() if weight}
+        if self.config.dit.audio is None and "text" in weights:
+            # Nothing is heard: two branches, all and none, at every noise level.
+            weights = {"audio": weights["text"], "two_fold_above": jnp.float32(-1.0)}
         with self._on_mesh():
             latents = jax.random.normal(jax.random.key(seed), shape, jnp.float32) if noise is None else jnp.array(noise)
             if self.config.portrait_in_noise and conditions.portrait is not None:

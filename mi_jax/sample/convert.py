@@ -4,6 +4,7 @@ Which files of which repository these are stands in docs/weights.md.
 """
 
 import dataclasses
+import logging
 import os
 import pathlib
 import tempfile
@@ -24,6 +25,8 @@ from mi_jax.weights import clip, hunyuan_vae, hunyuan_video, llava, wav2vec2
 from mi_jax.weights.configs import config_to_json
 from mi_jax.weights.convert import Part, write_model
 from mi_jax.weights.sources import has_checkpoint
+
+log = logging.getLogger("mi_jax")
 
 Family = Literal[
     "hunyuan-video", "hunyuan-video-i2v", "magic-141", "hunyuan-vae", "llava-llama-3", "clip-text", "wav2vec2"
@@ -61,6 +64,7 @@ class _Found:
     parts: list[Part] = dataclasses.field(default_factory=list)
     configs: dict[str, Any] = dataclasses.field(default_factory=dict)
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    doubts: list[str] = dataclasses.field(default_factory=list)
 
 
 def convert(
@@ -97,20 +101,24 @@ def convert(
       InputError: a part is missing, damaged or of another family, or `out` cannot be written.
     """
     source, found = pathlib.Path(source), _Found()
+    if pathlib.Path(out).resolve() in (source.resolve(), *source.resolve().parents):
+        raise InputError(f"{out}: the source lies there; write to another folder")
     given = {"vae": vae, "text_encoder": text_encoder, "clip": clip_text, "wav2vec2": audio_encoder}
     if family not in DENOISERS:
         _one_part(family, source, given, extend, found)
         missing = []
     else:
-        places = {name: _place(source, name, given.get(name), family) for name in _PLACES}
+        places = {name: _place(source, name, given.get(name), family, extend) for name in _PLACES}
         _denoiser(family, places["dit"] or source, places, extend, seed, found)
         missing = [name for name in _needed(found.configs["dit"]) if name not in found.configs]
     config = {name: config_to_json(part) for name, part in found.configs.items()}
     if family in DENOISERS and not missing:
-        config = config_to_json(_avatar(found, family, extend))
+        config = config_to_json(_avatar(found, family, extend, dtype))
     unused = write_model(
         out, found.parts, config, files=found.files, dtype=dtype, overwrite=overwrite, progress=progress
     )
+    for doubt in found.doubts:
+        log.warning(doubt)
     return Converted(list(found.configs), missing, unused)
 
 
@@ -118,7 +126,9 @@ def _needed(dit: DiTConfig) -> tuple[str, ...]:
     return ("dit", "vae", "mllm", "wav2vec2") if dit.audio else ("dit", "vae", "mllm")
 
 
-def _place(source: pathlib.Path, name: str, given: str | os.PathLike | None, family: Family) -> pathlib.Path | None:
+def _place(
+    source: pathlib.Path, name: str, given: str | os.PathLike | None, family: Family, extend: Extension | None
+) -> pathlib.Path | None:
     if given is not None:
         if not pathlib.Path(given).exists():
             raise InputError(f"{given}: no such file or folder")
@@ -128,8 +138,8 @@ def _place(source: pathlib.Path, name: str, given: str | os.PathLike | None, fam
     places = sorted(_PLACES[name], key=lambda place: other in place)
     if name == "dit":
         places = [place for place in places if other not in place]
-    if name == "text_encoder" and other == "t2v":
-        places.reverse()
+    if name == "text_encoder" and (other == "t2v" or extend):
+        places.reverse()  # the LLaVA, which sees portraits
     return next((source / place for place in places if has_checkpoint(source / place)), None)
 
 
@@ -178,7 +188,13 @@ def _denoiser(
     if places["vae"]:
         found.configs["vae"], part = hunyuan_vae.vae(places["vae"])
         found.parts.append(part)
-    if places["text_encoder"]:
+    eyes = places["text_encoder"] and llava.llava(places["text_encoder"])[0]
+    if extend and places["text_encoder"] and not eyes:
+        found.doubts.append(
+            f"{places['text_encoder']}: a Llama without eyes, left out: MagicInfinite reads portraits with a LLaVA "
+            "(--text-encoder)"
+        )
+    elif places["text_encoder"]:
         if config.pooled_dim and not places["clip"]:
             raise InputError(f"{places['text_encoder']}: found, but no text tower of CLIP (text_encoder_2) beside it")
         _mllm(places["text_encoder"], places["clip"], read, found)
@@ -205,13 +221,20 @@ def _mllm(path: pathlib.Path, clip_path: pathlib.Path | None, read: dict[str, in
     else:
         part = _under(part, "mllm", "language")
     found.parts.append(part)
-    files = _tokenizer(path, "tokenizer", None if vision is None else image_token_id)
+    tokenizer, files = _tokenizer(path, "tokenizer")
+    found.doubts += _check_llama_tokenizer(path, tokenizer, prompts, None if vision is None else image_token_id)
     text: CLIPTextConfig | None = None
     if clip_path is not None:
         text, part = clip.text_tower(clip_path)
         found.parts.append(_under(part, "mllm", "clip_text"))
         prompts = dataclasses.replace(prompts, clip_max_tokens=text.max_tokens, eos_token_id=text.eos_token_id)
-        files |= _tokenizer(clip_path, "tokenizer_2", None)
+        tokenizer, more = _tokenizer(clip_path, "tokenizer_2")
+        if tokenizer.eos_token_id != text.eos_token_id:
+            raise InputError(
+                f"{clip_path}: its tokenizer ends texts with {tokenizer.eos_token_id}, CLIP with {text.eos_token_id}; "
+                "the tokenizer's files (tokenizer.json, or vocab.json and merges.txt) are missing or another model's"
+            )
+        files |= more
     found.configs["mllm"] = MLLMConfig(vision=vision, language=language, clip_text=text, prompts=prompts, **read)
     found.files |= files
 
@@ -226,24 +249,43 @@ def _under(part: Part, name: str, module: str) -> Part:
     )
 
 
-def _tokenizer(encoder: pathlib.Path, name: str, image_token_id: int | None) -> dict[str, bytes]:
-    """The files of the tokenizer that stands beside an encoder (diffusers) or in its folder (transformers, Tencent)."""
+def _tokenizer(encoder: pathlib.Path, name: str) -> tuple[Any, dict[str, bytes]]:
+    """The tokenizer beside an encoder (diffusers) or in its folder (transformers, Tencent), and the files of one."""
     folder = encoder if encoder.is_dir() else encoder.parent
     beside = folder.parent / name
     tokenizer = read_tokenizer(beside if beside.is_dir() else folder)
-    if image_token_id is not None and tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != image_token_id:
-        raise InputError(f"{folder}: its tokenizer gives {IMAGE_TOKEN} no id {image_token_id}; it is not this model's")
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save_pretrained(scratch)
-        return {f"{name}/{p.name}": p.read_bytes() for p in sorted(pathlib.Path(scratch).iterdir()) if p.is_file()}
+        files = {f"{name}/{p.name}": p.read_bytes() for p in sorted(pathlib.Path(scratch).iterdir()) if p.is_file()}
+    return tokenizer, files
 
 
-def _avatar(found: _Found, family: Family, extend: Extension | None) -> AvatarConfig:
+def _check_llama_tokenizer(
+    path: pathlib.Path, tokenizer: Any, prompts: PromptConfig, image_token_id: int | None
+) -> list[str]:
+    """What to doubt about a tokenizer. transformers makes one of almost any folder: it must know Llama 3's headers."""
+    doubts = []
+    if image_token_id is not None and tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != image_token_id:
+        raise InputError(f"{path}: its tokenizer gives {IMAGE_TOKEN} no id {image_token_id}; it is not this model's")
+    for token in ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"):
+        if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
+            raise InputError(f"{path}: its tokenizer does not know {token}; it is not Llama 3's")
+    for template in (prompts.text,) if image_token_id is None else (prompts.text, prompts.image):
+        before = len(tokenizer(template.text.split("{}")[0])["input_ids"])
+        if before != template.crop_start:
+            doubts.append(
+                f"{path}: prompts begin after {before} tokens of the template, not after HunyuanVideo's "
+                f"{template.crop_start}: is its tokenizer another?"
+            )
+    return doubts
+
+
+def _avatar(found: _Found, family: Family, extend: Extension | None, dtype: Any) -> AvatarConfig:
     """How a whole model is sampled by default: HunyuanVideo's 50 steps, shift 7 and embedded guidance 6. From a
     portrait: with a trace of it in the noise (`--i2v-stability`) and, where it is channels, without the first 4 frames.
     """
     stored = next(part.checkpoint.tensors for part in found.parts if part.name == "dit")
-    full = all(tensor.dtype == jnp.float32 for tensor in stored.values())
+    full = dtype == jnp.float32 if dtype else all(tensor.dtype == jnp.float32 for tensor in stored.values())
     preset = AvatarConfig.magic_infinite_13b()
     sampled = {"height": 720, "width": 1280, "guidance_audio": 0.0, "guidance_text": 0.0}
     if extend:

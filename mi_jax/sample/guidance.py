@@ -32,7 +32,7 @@ class Guidance:
 
     audio: float | Float[Array, ""] | Float[Array, "b"] = 0.0
     text: float | Float[Array, ""] | Float[Array, "b"] = 0.0
-    two_fold_above: float = 0.75
+    two_fold_above: float | Float[Array, ""] = 0.75
 
     def __call__(self, velocity: Velocity) -> Velocity:
         """`velocity`, guided."""

@@ -174,7 +174,8 @@ def _open_safetensors(path: pathlib.Path, number: int) -> dict[str, Stored]:
     tensors = {}
     for key, entry in header.items():
         try:
-            kind, shape, (start, end) = entry["dtype"], tuple(map(int, entry["shape"])), entry["data_offsets"]
+            kind, shape = str(entry["dtype"]), tuple(map(int, entry["shape"]))
+            start, end = map(int, entry["data_offsets"])
         except (KeyError, TypeError, ValueError):
             raise broken from None
         if kind not in DTYPES:
@@ -209,6 +210,10 @@ def _open_torch(path: pathlib.Path, number: int) -> dict[str, Stored]:
         raise InputError(f"{path}: PyTorch's files are read by PyTorch: pip install torch") from None
     import pickle
 
+    with path.open("rb") as file:
+        magic = file.read(2)
+    if magic not in (b"PK", b"\x80\x02"):  # a zip archive, or a pickle of protocol 2
+        raise InputError(f"{path}: cut short or not PyTorch's (it begins with {magic!r})")
     try:
         # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

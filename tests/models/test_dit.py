@@ -11,58 +11,11 @@ from diffusers import HunyuanVideoTransformer3DModel
 from flax import nnx
 from reference import fill, numpy_tensors, relative_error
 from tiny_avatar import draw_weights
+from tiny_dit import SMALL, TALKING, conditions, latents_and_sigma, randomise
 
-from mi_jax.conditions import Conditions
-from mi_jax.models.audio_encoder import AudioEncoderConfig
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.layers import rope_table, sinusoid
 from mi_jax.weights.hunyuan_video import diffusers_table
-
-SMALL = DiTConfig(width=48, heads=2, double_depth=2, single_depth=4, text_dim=20, pooled_dim=12, rope_axes=(4, 10, 10))
-TALKING = dataclasses.replace(
-    SMALL, image_to_video=True, audio=AudioEncoderConfig(input_dim=8, layers=2, width=16, heads=2, depth=1)
-)
-
-
-def randomise(module: nnx.Module, seed: int = 0, scale: float = 0.15) -> nnx.Module:
-    """Every leaf random: zero-initialised gates would hide most of the network."""
-    graphdef, state = nnx.split(module)
-    leaves, tree = jax.tree.flatten(state)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    leaves = [scale * jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves)]
-    return nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
-
-
-def conditions(
-    config: DiTConfig, seed: int = 0, b: int = 2, s: int = 1, t: int = 3, h: int = 4, w: int = 6
-) -> Conditions:
-    keys = iter(jax.random.split(jax.random.key(seed), 16))
-    normal = lambda *shape: jax.random.normal(next(keys), shape)  # noqa: E731
-    parts = {
-        "text_tokens": normal(b, 5, config.text_dim),
-        "text_mask": jnp.arange(5)[None] < jnp.asarray([[3], [5]])[:b],
-        "text_pooled": normal(b, config.pooled_dim),
-    }
-    if config.guidance_embedding:
-        parts["guidance"] = jnp.full((b,), 1.0)  # at 6.0 two f32 tables of the angle 6000 rad differ by 4e-4
-    if config.image_to_video:
-        parts |= {
-            "image_tokens": normal(b, 2, config.text_dim),
-            "image_mask": jnp.ones((b, 2), bool),
-            "portrait": normal(b, h, w, config.latent_channels),
-            "is_start": jnp.ones((b,)),
-        }
-    if config.audio:
-        parts |= {
-            "audio": normal(b, s, t, config.audio.tokens, config.audio.width),
-            "face_mask": jnp.ones((b, s, h, w)),
-        }
-    return Conditions(**parts)
-
-
-def latents_and_sigma(config: DiTConfig, b: int = 2, t: int = 3, h: int = 4, w: int = 6):
-    return jax.random.normal(jax.random.key(9), (b, t, h, w, config.latent_channels)), jnp.asarray([0.9, 0.3])[:b]
-
 
 # --- parity --------------------------------------------------------------------------------------------------------
 

@@ -1,9 +1,12 @@
 """Whole public folders become avatars: diffusers' layout and Tencent's, and the command that converts them."""
 
 import dataclasses
+import itertools
+import json
 import re
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from tiny_hub import IMAGE_ID, noise, write_hub
 
 import mi_jax
 from mi_jax import cli
+from mi_jax.diffusion import add_noise, sigma_schedule
 from mi_jax.errors import InputError
 from mi_jax.models.words import IMAGE_TOKEN, build_puppet_tokenizer
 from mi_jax.sample.avatar import Avatar, Speaker, load
@@ -71,6 +75,15 @@ def test_an_image_to_video_folder_makes_a_silent_video_that_begins_with_the_port
     latents = avatar.denoise(told, seed=0, steps=2, window=33, overlap=8, weights={}, latent_frames=2)
     np.testing.assert_allclose(latents[0], told.portrait[0], atol=1e-4)
     assert np.abs(latents[1] - np.asarray(told.portrait[0])).max() > 0.1
+    guided = avatar.denoise(
+        told, seed=0, steps=2, window=33, overlap=8, weights={"audio": 0.0, "text": 1.5}, latent_frames=2
+    )
+    by_hand, noise = None, jax.random.normal(jax.random.key(0), (1, 2, 4, 4, 4))
+    for start, end in itertools.pairwise(sigma_schedule(2, config.shift)):
+        x = add_noise(told.portrait[:, None], noise, jnp.float32(0.999)) if by_hand is None else by_hand
+        u, none = (avatar.dit(x, start[None], c) for c in (told, told.drop(text=True, image=True)))
+        by_hand = x + (end - start) * (u + 1.5 * (u - none))
+    np.testing.assert_allclose(guided, by_hand[0], atol=1e-3)
     with pytest.raises(InputError, match="no audio attention"):
         avatar.animate(portrait(), [Speaker(voice(0.2))])
     with pytest.raises(InputError, match="needs its length in seconds"):
@@ -164,10 +177,22 @@ def test_a_text_to_video_folder_makes_videos_of_text_alone(hub, tmp_path, capsys
     assert "0.20 s, 5 frames of 48x32" in capsys.readouterr().out
     assert cli.main(["animate", *said]) == 2
     assert "length in seconds" in capsys.readouterr().err
+    # MagicInfinite needs eyes: the Llama is left out, or a LLaVA is given.
+    extend = {"extend": "magic-infinite-stage1"}
+    assert convert("hunyuan-video", tmp_path / "hub", tmp_path / "start", **extend).missing == ["mllm"]
+    given = {"text_encoder": hub / "text_encoder", "clip_text": hub / "text_encoder_2"}
+    assert convert("hunyuan-video", tmp_path / "hub", tmp_path / "whole", **extend, **given).missing == []
+    assert load(tmp_path / "whole").config.mllm.vision is not None
     shutil.rmtree(tmp_path / "hub" / "transformer")
     shutil.copytree(hub / "transformer", tmp_path / "hub" / "transformer")
     with pytest.raises(InputError, match="a Llama without eyes"):
         convert("hunyuan-video-i2v", tmp_path / "hub", tmp_path / "again")
+
+
+def test_what_is_written_is_what_is_loaded(hub, tmp_path):
+    convert("hunyuan-video-i2v", hub, tmp_path / "out", dtype=jnp.dtype("bfloat16"))
+    avatar = load(tmp_path / "out")
+    assert (avatar.config.dtype, avatar.dit.dtype) == ("bfloat16", jnp.bfloat16)
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------
@@ -234,6 +259,29 @@ def test_what_does_not_fit_together_is_one_line(copy, wav2vec2, capsys):
     (copy.parent / "out").mkdir()
     (copy.parent / "out" / "mine.txt").write_text("mine")
     assert refused(capsys, "wav2vec2", str(wav2vec2), "out") == "out: exists already"
+
+
+def test_tokenizers_of_other_models_are_refused(copy, capsys):
+    clip = copy / "tokenizer_2"
+    told = json.loads((clip / "tokenizer.json").read_text())
+    whole = json.dumps(told)
+    swapped = {"[EOS]": told["model"]["vocab"]["[UNK]"], "[UNK]": told["model"]["vocab"]["[EOS]"]}
+    told["model"]["vocab"] |= swapped
+    for token in told["added_tokens"]:
+        token["id"] = told["model"]["vocab"][token["content"]]
+    (clip / "tokenizer.json").write_text(json.dumps(told))
+    assert "its tokenizer ends texts with" in refused(capsys, "hunyuan-video-i2v", "hub", "out")
+    (clip / "tokenizer.json").write_text(whole)
+    llama = copy / "tokenizer"
+    for path in llama.glob("*.json"):
+        path.write_text(path.read_text().replace("<|end_header_id|>", "<|other|>"))
+    assert "does not know <|end_header_id|>" in refused(capsys, "hunyuan-video-i2v", "hub", "out")
+
+
+def test_the_source_is_never_written_over(copy, capsys):
+    said = "the source lies there; write to another folder"
+    assert said in refused(capsys, "hunyuan-video-i2v", "hub", "hub", "--overwrite")
+    assert said in refused(capsys, "hunyuan-video-i2v", "hub", ".", "--overwrite")
 
 
 def test_a_half_written_folder_is_no_model(converted, tmp_path):

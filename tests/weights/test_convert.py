@@ -181,8 +181,30 @@ def test_safetensors_cut_short_are_named(tmp_path, keep):
         open_checkpoint(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        7,
+        {"dtype": "F32", "shape": [2], "data_offsets": ["x", 8]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [0, 800]},
+        {"dtype": "F32", "shape": "two", "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [0]},
+        {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]},
+        {"shape": [2], "data_offsets": [0, 8]},
+    ],
+)
+def test_safetensors_with_a_wrong_header_are_named(tmp_path, entry):
+    header = json.dumps({"a": entry}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(InputError, match=r"a\.safetensors: (cut short or not safetensors|a is stored as)"):
+        open_checkpoint(tmp_path / "a.safetensors")
+
+
 def test_pytorch_files_cut_short_or_with_code_are_named(tmp_path):
     path = tmp_path / "a.pt"
+    path.write_text("<!doctype html>")  # what a hub sends to whom it does not know
+    with pytest.raises(InputError, match=r"a\.pt: cut short or not PyTorch's"):
+        open_checkpoint(path)
     torch.save(tensors(), path)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(InputError, match=r"a\.pt: cut short or not PyTorch's"):
