@@ -66,11 +66,25 @@ def per_device(f: Callable, out_specs) -> Callable:
     return f if jax.sharding.get_abstract_mesh().size <= 1 else jax.shard_map(f, out_specs=out_specs)
 
 
+def layout(x: jax.Array) -> P | None:
+    """How `x` is spread over the mesh; None without a mesh."""
+    return None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding.spec
+
+
 def batch_axis(x: jax.Array) -> str | None:
     """The mesh axis that the first dimension of `x` is spread over."""
-    return None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding.spec[0] if x.ndim else None
+    spec = layout(x)
+    return spec[0] if spec else None
 
 
 def axis_size(name: str) -> int:
     """Devices along a mesh axis; 1 without a mesh."""
     return dict(jax.sharding.get_abstract_mesh().shape).get(name, 1)
+
+
+def vary_like(x: jax.Array, other: jax.Array) -> jax.Array:
+    """`x`, which every device has alike, as one that differs between devices as `other` does: the start of a scan over
+    it inside `per_device`."""
+    if jax.sharding.get_abstract_mesh().size <= 1:
+        return x
+    return x + 0 * jax.lax.stop_gradient(other.ravel()[0]).astype(x.dtype)

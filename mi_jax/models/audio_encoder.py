@@ -16,6 +16,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from mi_jax.mesh import vary_like
 from mi_jax.models.attention import attention
 from mi_jax.models.layers import LayerNorm, linear
 from mi_jax.models.stack import stack_layers
@@ -186,6 +187,6 @@ class AudioEncoder(nnx.Module):
         tokens = self.token_norm(windows + jnp.asarray(positions, windows.dtype))
         tokens = rearrange(tokens, "t f w l d -> t (f w l) d")
         x = jnp.broadcast_to(self.queries[...][None], (tokens.shape[0], *self.queries.shape))
-        x, _ = jax.lax.scan(lambda x, block: (block(x, tokens), None), x, self.blocks)
+        x, _ = jax.lax.scan(lambda x, block: (block(x, tokens), None), vary_like(x, tokens), self.blocks)
         x = self.final_norm(x)
         return x if self.out is None else self.out(x)

@@ -387,6 +387,8 @@ class DiT(nnx.Module):
         grid = (t, h // self.config.patch[1], w // self.config.patch[2])
         n = math.prod(grid)
         rows, tokens = P(batch_axis(latents)), P(batch_axis(latents), AXIS)
+        if jax.sharding.get_abstract_mesh().size > 1:
+            sigma, conditions = jax.tree.map(lambda leaf: jax.reshard(leaf, rows), (sigma, conditions))
         config, dtype = self.config, self.dtype
         image_in, time_in, pooled_in, guidance_in = gather_parameters(
             (self.image_in, self.time_in, self.pooled_in, self.guidance_in)

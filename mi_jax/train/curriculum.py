@@ -15,6 +15,7 @@ from mi_jax.data.features import to_pixels
 from mi_jax.data.records import RecordSource
 from mi_jax.diffusion import euler_step, sample_sigma, sigma_schedule
 from mi_jax.errors import InputError
+from mi_jax.mesh import layout
 from mi_jax.models.audio_encoder import audio_windows
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.tiling import decode_latents
@@ -22,6 +23,7 @@ from mi_jax.models.vae import VAE
 from mi_jax.sample.folders import load_part
 from mi_jax.train.checkpoints import warm_start
 from mi_jax.train.flow import adaptive_loss, base_loss, condition_dropout, squared_error
+from mi_jax.train.state import spread_init
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class CurriculumObjective:
     """Model folder whose VAE decodes the samples shown during training."""
 
     def init(self, key: Key[Array, ""]) -> DiT:
-        model = DiT(self.dit, rngs=nnx.Rngs(key))
+        model = spread_init(lambda key: DiT(self.dit, rngs=nnx.Rngs(key)), key)
         return model if self.init_from is None else warm_start(model, self.init_from, "dit")
 
     def dataset(self, seed: int) -> grain.MapDataset:
@@ -90,7 +92,7 @@ class CurriculumObjective:
         conditions = self.conditions(model, batch)
         conditions = conditions.drop(**condition_dropout(keys[0], clean.shape[0], self.drop_each, self.drop_all))
         sigma = sample_sigma(keys[1], (clean.shape[0],), self.shift, self.sigma_scale)
-        noise = jax.random.normal(keys[2], clean.shape, jnp.float32)
+        noise = jax.random.normal(keys[2], clean.shape, jnp.float32, out_sharding=layout(clean))
         error = squared_error(model, clean, noise, sigma, conditions)
         base, adaptive = base_loss(error), adaptive_loss(error, batch["face_mask"])
         return base + self.adaptive_weight * adaptive, {"base": jnp.mean(base), "face": jnp.mean(adaptive)}

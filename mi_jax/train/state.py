@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from mi_jax.mesh import parameter_spec
 from mi_jax.train.objective import Objective, TrainConfig, learning_rate
 
 MUON_RMS = 0.2
@@ -33,6 +34,21 @@ class TrainState:
     opt_state: Any
     ema: Any
     skipped: Any
+
+
+def spread_init(make: Callable[[jax.Array], nnx.Module], key: jax.Array) -> nnx.Module:
+    """`make(key)`, drawn where the trainer keeps it: on several devices none ever holds the whole of a large leaf."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.size <= 1:
+        return make(key)
+    graph, abstract = nnx.split(nnx.eval_shape(make, key))
+    specs = [parameter_spec(leaf.shape, mesh) for leaf in jax.tree.leaves(abstract)]
+
+    def draw(key):
+        leaves, tree = jax.tree.flatten(nnx.state(make(key)))
+        return jax.tree.unflatten(tree, [jax.reshard(leaf, spec) for leaf, spec in zip(leaves, specs, strict=True)])
+
+    return nnx.merge(graph, jax.jit(draw)(key))
 
 
 def split_model(model: nnx.Module, objective: Objective) -> tuple[Any, Any, Any]:
@@ -101,6 +117,14 @@ def compute_copy(tree: Any, dtype: str) -> Any:
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
+def _update(optimizer: optax.GradientTransformation, grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
+    """optax's update. On a mesh everything stays where it is, and what Muon's products move is left to the compiler."""
+    if jax.sharding.get_abstract_mesh().size <= 1:
+        return optimizer.update(grads, opt_state, params)
+    specs = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, (params, opt_state))
+    return jax.sharding.auto_axes(lambda *told: optimizer.update(*told), out_sharding=specs)(grads, opt_state, params)
+
+
 def make_step(config: TrainConfig, graph: Any) -> Callable:
     """`step(state, frozen, batch) -> (state, metrics)`, jitted; `state` is donated. Compiled once per batch shape."""
     optimizer, rate = make_optimizer(config), learning_rate(config)
@@ -117,7 +141,7 @@ def make_step(config: TrainConfig, graph: Any) -> Callable:
         norm, lr = optax.tree.norm(grads), rate(state.step)
 
         with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction raises a float to an int32 power
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            updates, opt_state = _update(optimizer, grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
         count = state.step.astype(jnp.float32)
         decay = jnp.minimum(config.ema_decay, (1.0 + count) / (10.0 + count))

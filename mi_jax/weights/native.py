@@ -135,16 +135,18 @@ def load_into(
 def load_state(directory: str | os.PathLike, name: str) -> Any:
     """Every leaf saved as `name` (an nnx.State), f32, for a module that may have more of them.
 
+    Leaves lie on the mesh in force, spread by `parameter_spec`; without a mesh, on the first device.
+
     Raises:
       InputError: nothing is saved under that name; a file is missing, cut short or not safetensors.
     """
-    directory = pathlib.Path(directory)
+    directory, mesh = pathlib.Path(directory), jax.sharding.get_mesh()
     leaves = {}
     for key, (path, _) in _read_headers(directory).items():
         part, *names = key.split(".")
         if part == name:
             with safe_open(path, "numpy") as file:
-                leaf = _read_leaf(file, key, jnp.float32, None)
+                leaf = _read_leaf(file, key, jnp.float32, None if mesh.empty else mesh)
             leaves[tuple(int(n) if n.isdigit() else n for n in names)] = nnx.Param(leaf)
     if not leaves:
         raise InputError(f"{directory}: holds no weights of {name!r}")
@@ -159,7 +161,7 @@ def _read_leaf(file: safe_open, key: str, dtype: Any, mesh: Mesh | None) -> jax.
     stored = file.get_slice(key)
     shape = tuple(stored.get_shape())
     if mesh is None:
-        sharding = SingleDeviceSharding(jax.devices()[0])
+        sharding = SingleDeviceSharding(jax.local_devices()[0])
     else:
         sharding = NamedSharding(mesh, parameter_spec(shape, mesh))
     read = (lambda index: stored[index]) if shape else (lambda index: file.get_tensor(key))

@@ -1,5 +1,6 @@
-"""What Muon does to each kind of parameter."""
+"""What Muon does to each kind of parameter, and where a run's first parameters lie."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -8,9 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
+from tiny_dit import TALKING
 
+from mi_jax.mesh import make_mesh, parameter_spec
+from mi_jax.train.curriculum import CurriculumObjective
 from mi_jax.train.objective import TrainConfig
 from mi_jax.train.state import MUON_RMS, make_optimizer
+from mi_jax.weights.native import save_model
 
 KERNELS = {"linear": (12, 20), "layers": (3, 16, 8), "conv": (3, 3, 3, 4, 6)}
 
@@ -52,3 +58,22 @@ def test_what_is_no_kernel_moves_as_adam(stepped):
     with jax.numpy_dtype_promotion("standard"):
         expected, _ = adam.update(bias, adam.init(bias))
     np.testing.assert_allclose(updates["linear"]["bias"], expected, rtol=1e-6)
+
+
+def test_a_spread_model_is_drawn_and_read_where_it_stays(tmp_path):
+    """What the trainer starts from on eight devices is what it starts from on one."""
+    objective = CurriculumObjective(dit=TALKING, records="")
+    alone = nnx.state(objective.init(jax.random.key(3)))
+    save_model(tmp_path / "start", {"dit": objective.init(jax.random.key(4))}, {}, dtype=np.float32)
+    started = dataclasses.replace(objective, init_from=str(tmp_path / "start"))
+    mesh = make_mesh(data=4, seq=2)
+    with jax.set_mesh(mesh):
+        drawn = nnx.state(objective.init(jax.random.key(3)))
+        read = nnx.state(started.init(jax.random.key(3)))
+    for one, two, three in zip(*map(jax.tree.leaves, (alone, drawn, read))):
+        np.testing.assert_allclose(one, two, atol=1e-6)
+        wanted = jax.NamedSharding(mesh, parameter_spec(one.shape, mesh))
+        assert two.sharding.is_equivalent_to(wanted, one.ndim)
+        assert three.sharding.is_equivalent_to(wanted, one.ndim)
+    again = nnx.state(started.init(jax.random.key(3)))
+    jax.tree.map(np.testing.assert_array_equal, again, read)

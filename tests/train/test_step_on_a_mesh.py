@@ -1,0 +1,63 @@
+"""A training step on eight devices is the step on one."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from tiny_dit import TALKING
+
+from mi_jax.mesh import make_mesh, shard_parameters
+from mi_jax.train.curriculum import CurriculumObjective
+from mi_jax.train.objective import TrainConfig
+from mi_jax.train.state import init_state, make_step, split_model
+
+B, T, H, W = 8, 3, 4, 6
+OBJECTIVE = CurriculumObjective(dit=TALKING, records="", adaptive_weight=10.0)
+
+
+def batch() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    mask = lambda *shape: (rng.random(shape) < 0.5).astype(np.float32)  # noqa: E731
+    audio = TALKING.audio
+    return {
+        "latents": normal(B, T, H, W, TALKING.latent_channels),
+        "portrait": normal(B, H, W, TALKING.latent_channels),
+        "is_start": mask(B),
+        "face_mask": mask(B, H, W),
+        "audio_mask": mask(B, 2, H, W),
+        "audio_windows": normal(B, 2, T, 4, 10, audio.layers, audio.input_dim),
+        "text_tokens": normal(B, 5, TALKING.text_dim),
+        "text_mask": np.arange(5)[None] < rng.integers(1, 6, B)[:, None],
+        "text_pooled": normal(B, TALKING.pooled_dim),
+        "image_tokens": normal(B, 2, TALKING.text_dim),
+    }
+
+
+def steps(config: TrainConfig, params, graph, given, place):
+    state = jax.jit(lambda params, key: init_state(config, params, key))(params, jax.random.key(1))
+    step, losses = make_step(config, graph), []
+    for _ in range(3):
+        state, metrics = step(state, {}, jax.tree.map(place, given))
+        losses.append([float(metrics[name]) for name in ("loss", "base", "face", "grad_norm")])
+    return state, np.asarray(losses)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_losses_gradients_and_parameters_are_the_same(optimizer):
+    config = TrainConfig(
+        name="mesh", objective=OBJECTIVE, steps=3, learning_rate=1e-3, optimizer=optimizer, ema_decay=0.9
+    )
+    graph, params, _ = split_model(OBJECTIVE.init(jax.random.key(0)), OBJECTIVE)
+    state, losses = steps(config, params, graph, batch(), lambda x: jax.device_put(x))
+    mesh = make_mesh(data=4, seq=2)
+    with jax.set_mesh(mesh):
+        spread = shard_parameters(params, mesh)
+        other, got = steps(config, spread, graph, batch(), lambda x: jax.device_put(x, P("data")))
+        for leaf, first in zip(jax.tree.leaves(other.params), jax.tree.leaves(spread)):
+            assert leaf.sharding.is_equivalent_to(first.sharding, leaf.ndim)  # nothing has moved
+    np.testing.assert_allclose(got, losses, rtol=1e-4)
+    assert losses[-1, 0] != losses[0, 0]
+    for one, two in zip(jax.tree.leaves((state.params, state.ema)), jax.tree.leaves((other.params, other.ema))):
+        # Adam divides by the gradient's own size: where that is nothing but rounding, a step may differ by its length.
+        assert np.mean(np.abs(np.asarray(two) - one) < 1e-5 + 1e-3 * np.abs(one)) > 0.98
