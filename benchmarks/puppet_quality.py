@@ -104,7 +104,7 @@ def measure(args: Args, avatar: mi_jax.Avatar) -> tuple[list[dict], list[tuple[C
             "identity_truth": identity(clip.video, clip.video[0], attributes),
             "seconds_per_second": elapsed / (len(video) / 25),
         }
-        for name, frames in (("", video), ("_truth", clip.video)):
+        for name, frames in (("", video), ("_vae", through), ("_truth", clip.video)):
             for attribute, (told, seen) in obedience(frames, attributes).items():
                 row[f"{attribute}{name}"] = told == seen
         if i < args.controls:

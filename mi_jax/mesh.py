@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mi_jax.errors import InputError
@@ -27,7 +27,7 @@ def make_mesh(data: int | None = None, seq: int = 1, devices: list[jax.Device] |
     return jax.make_mesh((data, seq), AXES, devices=devices, axis_types=(AxisType.Explicit,) * 2)
 
 
-def parameter_spec(shape: tuple[int, ...], mesh: Mesh) -> P:
+def parameter_spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     """FSDP: the largest dimension that the whole mesh divides is spread over both axes; else replicated.
 
     Small leaves (norm scales, biases below one row per device) stay whole: gathering them costs more than they weigh.

@@ -38,7 +38,7 @@ class TrainState:
 
 def spread_init(make: Callable[[jax.Array], nnx.Module], key: jax.Array) -> nnx.Module:
     """`make(key)`, drawn where the trainer keeps it: on several devices none ever holds the whole of a large leaf."""
-    mesh = jax.sharding.get_mesh()
+    mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1:
         return make(key)
     graph, abstract = nnx.split(nnx.eval_shape(make, key))

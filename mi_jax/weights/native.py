@@ -140,13 +140,14 @@ def load_state(directory: str | os.PathLike, name: str) -> Any:
     Raises:
       InputError: nothing is saved under that name; a file is missing, cut short or not safetensors.
     """
-    directory, mesh = pathlib.Path(directory), jax.sharding.get_mesh()
+    directory = pathlib.Path(directory)
+    mesh = None if jax.sharding.get_abstract_mesh().empty else jax.sharding.get_mesh()
     leaves = {}
     for key, (path, _) in _read_headers(directory).items():
         part, *names = key.split(".")
         if part == name:
             with safe_open(path, "numpy") as file:
-                leaf = _read_leaf(file, key, jnp.float32, None if mesh.empty else mesh)
+                leaf = _read_leaf(file, key, jnp.float32, mesh)
             leaves[tuple(int(n) if n.isdigit() else n for n in names)] = nnx.Param(leaf)
     if not leaves:
         raise InputError(f"{directory}: holds no weights of {name!r}")

@@ -146,7 +146,7 @@ def test_every_part_equals_diffusers(replace, seed):
             ([jnp.asarray(a.numpy()) for a in given[:2]], out) for module, given, out in seen if module is block
         )
         if number < config.double_depth:
-            got = pick(ours.double, number).block(video, tokens, vec, rope, length, still)
+            got = pick(ours.double, number).block(video, tokens, vec, rope, n, length, still)
         else:
             body = pick(ours.single, (number - config.double_depth) // 2)
             block = body.second if (number - config.double_depth) % 2 else body.first

@@ -1,5 +1,7 @@
 """A training step on eight devices is the step on one."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from mi_jax.train.objective import TrainConfig
 from mi_jax.train.state import init_state, make_step, split_model
 
 B, T, H, W = 8, 3, 4, 6
-OBJECTIVE = CurriculumObjective(dit=TALKING, records="", adaptive_weight=10.0)
+SHALLOW = dataclasses.replace(TALKING, double_depth=1, single_depth=2)
+OBJECTIVE = CurriculumObjective(dit=SHALLOW, records="", adaptive_weight=10.0)
 
 
 def batch() -> dict[str, np.ndarray]:
