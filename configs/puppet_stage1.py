@@ -19,6 +19,7 @@ config = TrainConfig(
     learning_rate=3e-3,
     warmup_steps=50,
     decay_fraction=0.3,
+    matmul_precision="bfloat16",
     weight_decay=0.01,
     ema_decay=0.99,
     checkpoint_every=300,

@@ -27,6 +27,7 @@ config = TrainConfig(
     learning_rate=2e-3,
     warmup_steps=50,
     decay_fraction=0.9,
+    matmul_precision="bfloat16",
     weight_decay=0.01,
     ema_decay=0.998,
     checkpoint_every=200,

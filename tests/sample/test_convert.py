@@ -15,7 +15,7 @@ import transformers
 from flax import nnx
 from safetensors.torch import load_file, save_file
 from tiny_avatar import portrait, voice
-from tiny_hub import IMAGE_ID, noise, write_hub
+from tiny_hub import IMAGE_ID, SENTENCES, noise, write_hub
 
 import mi_jax
 from mi_jax import cli
