@@ -248,6 +248,19 @@ def test_wav2vec2_of_both_weight_norms(tmp_path, kind):
         assert_equal(loaded(tmp_path, part, build), expected)
 
 
+def test_chinese_wav2vec2_as_its_repository_has_it(tmp_path):
+    """A pytorch_model.bin, and the weights once more as fairseq wrote them, which are not read."""
+    model = noise(transformers.Wav2Vec2ForPreTraining(w2v_config()), 6)
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    torch.save({"args": None, "model": {}}, tmp_path / "chinese-wav2vec2-base-fairseq-ckpt.pt")
+    build = lambda: Wav2Vec2(W2V, rngs=nnx.Rngs(0))  # noqa: E731
+    found, part = wav2vec2.wav2vec2(tmp_path)
+    assert found == W2V
+    expected = leaves(fill(build, wav2vec2_table(W2V), numpy_tensors(model.wav2vec2)))
+    assert_equal(loaded(tmp_path, part, build), expected)
+
+
 def test_the_large_wav2vec2_is_refused(tmp_path):
     config = w2v_config(feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True)
     transformers.Wav2Vec2Model(config).save_pretrained(tmp_path)
