@@ -1,5 +1,6 @@
 """Strictness for every test: shapes and dtypes of public functions are checked, silent promotion is an error."""
 
+import gc
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -11,7 +12,16 @@ from jaxtyping import install_import_hook
 install_import_hook("mi_jax", "beartype.beartype")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Compiled programs are memory maps, of which a process has 65,530: the whole suite in one process needs more."""
+    yield
+    jax.clear_caches()
+    gc.collect()

@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import numpy as np
-import pytest
 from jax.sharding import PartitionSpec as P
 from tiny_dit import TALKING
 
@@ -46,11 +45,9 @@ def steps(config: TrainConfig, params, graph, given, place):
     return state, np.asarray(losses)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_losses_gradients_and_parameters_are_the_same(optimizer):
-    config = TrainConfig(
-        name="mesh", objective=OBJECTIVE, steps=3, learning_rate=1e-3, optimizer=optimizer, ema_decay=0.9
-    )
+def test_losses_gradients_and_parameters_are_the_same():
+    """With Muon for the matrices and Adam for the rest."""
+    config = TrainConfig(name="mesh", objective=OBJECTIVE, steps=3, learning_rate=1e-3, optimizer="muon", ema_decay=0.9)
     graph, params, _ = split_model(OBJECTIVE.init(jax.random.key(0)), OBJECTIVE)
     state, losses = steps(config, params, graph, batch(), lambda x: jax.device_put(x))
     mesh = make_mesh(data=4, seq=2)
