@@ -38,7 +38,7 @@ def loss(video, text, length, valid, **options):
     return weigh(out_v) + weigh(out_t), (out_v, out_t)
 
 
-@pytest.mark.parametrize(("n", "m", "lengths"), [(24, 8, (8, 8)), (21, 7, (7, 2)), (2 * QUERY_CHUNK + 3, 5, (5, 1))])
+@pytest.mark.parametrize(("n", "m", "lengths"), [(24, 8, (8, 8)), (2 * QUERY_CHUNK + 3, 5, (5, 1))])
 @pytest.mark.parametrize(("data", "ulysses"), [(1, 8), (1, 4), (1, 2), (1, 1), (2, 4), (2, 2), (2, 1)])
 def test_spread_equals_whole_forwards_and_backwards(n, m, lengths, data, ulysses):
     video, text = streams(n, m)
