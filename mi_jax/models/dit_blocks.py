@@ -1,0 +1,190 @@
+"""What the denoiser's two scans repeat: dual-stream and single-stream blocks, and audio cross-attention.
+
+Everything here is local code (`mesh.per_device`): on a mesh, a device has its share of the video's tokens and of the
+text's, and `joint_attention` alone knows of the others.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mi_jax.models.dit_config import DiTConfig
+from mi_jax.models.layers import (
+    MLP,
+    LayerNorm,
+    Modulation,
+    RMSNorm,
+    apply_rope,
+    gelu_tanh,
+    linear,
+    modulate,
+    zeros_init,
+)
+from mi_jax.models.sequence_parallel import joint_attention
+
+
+class QKV(nnx.Module):
+    """Queries, keys and values of one stream, with QK-norm per head and rotary positions where given."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        self.heads = config.heads
+        self.proj = linear(config.width, 3 * config.width, rngs=rngs)
+        self.q_norm = RMSNorm(config.head_dim)
+        self.k_norm = RMSNorm(config.head_dim)
+
+    def __call__(self, x: Float[Array, "b n d"], rope=None) -> tuple[Array, Array, Array]:
+        return self.split(self.proj(x), rope)
+
+    def split(self, qkv: Float[Array, "b n e"], rope=None) -> tuple[Array, Array, Array]:
+        q, k, v = split_heads(qkv, 3, self.heads)
+        q, k = self.q_norm(q), self.k_norm(k)
+        return (q, k, v) if rope is None else (apply_rope(q, rope), apply_rope(k, rope), v)
+
+
+def split_heads(x: Float[Array, "*b e"], parts: int, heads: int) -> list[Float[Array, "*b k d"]]:
+    """The `parts` (queries, keys, values) that one projection holds side by side, by heads; nothing is transposed."""
+    return [rearrange(part, "... (k d) -> ... k d", k=heads) for part in jnp.split(x, parts, axis=-1)]
+
+
+def merge_heads(x: Float[Array, "b n k d"]) -> Float[Array, "b n e"]:
+    return rearrange(x, "b n k d -> b n (k d)")
+
+
+def modulation_of(modulation: Modulation, vec: Float[Array, "b d"], still: tuple[Array, Array] | None) -> list[Array]:
+    """Shifts, scales and gates of the tokens: `[b 1 d]` each, or, with `still`, `[b n d]`.
+
+    `still` is the conditioning vector at time 0 and which tokens [b n 1] take theirs from it (token replace).
+    """
+    moving = modulation(vec)
+    if still is None:
+        return moving
+    vec_at_zero, tokens = still
+    return [jnp.where(tokens, a, b) for a, b in zip(modulation(vec_at_zero), moving)]
+
+
+class Stream(nnx.Module):
+    """One of a double block's two streams: adaptive norms, its own projections and MLP."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        self.modulation = Modulation(config.width, 6, rngs=rngs)
+        self.qkv = QKV(config, rngs=rngs)
+        self.out = linear(config.width, config.width, rngs=rngs)
+        self.mlp = MLP(config.width, config.mlp_ratio * config.width, gelu_tanh, rngs=rngs)
+
+    def finish(self, x: Array, attended: Array, gate1: Array, shift2: Array, scale2: Array, gate2: Array) -> Array:
+        x = x + gate1 * self.out(attended)
+        return x + gate2 * self.mlp(modulate(x, shift2, scale2))
+
+
+class DoubleBlock(nnx.Module):
+    """Video and text with separate weights and one joint attention over [video, text]."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.video = Stream(config, rngs=rngs)
+        self.text = Stream(config, rngs=rngs)
+
+    def __call__(
+        self, video: Array, text: Array, vec: Array, rope, n: int, length: Array, still
+    ) -> tuple[Array, Array]:
+        """`n` video tokens there are in all, and `length` [b] text tokens; a device has its share of both."""
+        shift_v, scale_v, *rest_v = modulation_of(self.video.modulation, vec, still)
+        shift_t, scale_t, *rest_t = self.text.modulation(vec)
+        qkv_video = self.video.qkv(modulate(video, shift_v, scale_v), rope)
+        qkv_text = self.text.qkv(modulate(text, shift_t, scale_t))
+        heard = _attend(self.config, qkv_video, qkv_text, n, length)
+        attended_v, attended_t = (merge_heads(part) for part in heard)
+        return self.video.finish(video, attended_v, *rest_v), self.text.finish(text, attended_t, *rest_t)
+
+
+def _attend(config: DiTConfig, video: tuple, text: tuple, n: int, length: Array) -> tuple[Array, Array]:
+    return joint_attention(video, text, length, video_length=n, implementation=config.attention, ulysses=config.ulysses)
+
+
+class SingleBlock(nnx.Module):
+    """Attention and MLP side by side over the joint stream [video, text]."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        hidden = config.mlp_ratio * config.width
+        self.modulation = Modulation(config.width, 3, rngs=rngs)
+        self.qkv = QKV(config, rngs=rngs)
+        self.mlp_in = linear(config.width, hidden, rngs=rngs)
+        self.out = linear(config.width + hidden, config.width, rngs=rngs)
+
+    def __call__(self, x: Array, vec: Array, rope, n: int, length: Array, still) -> Array:
+        """A device's share of the video comes first (`rope` has a row for each token), then its share of the text."""
+        shift, scale, gate = modulation_of(self.modulation, vec, still)
+        y = modulate(x, shift, scale)
+        share = rope[0].shape[0]
+        qkv_video, qkv_text = zip(*((part[:, :share], part[:, share:]) for part in self.qkv(y)))
+        q, k = (apply_rope(part, rope) for part in qkv_video[:2])
+        heard = _attend(self.config, (q, k, qkv_video[2]), qkv_text, n, length)
+        attended = merge_heads(jnp.concatenate(heard, axis=1))
+        return x + gate * self.out(jnp.concatenate([attended, gelu_tanh(self.mlp_in(y))], axis=-1))
+
+
+class AudioAttention(nnx.Module):
+    """Face-masked audio cross-attention (paper Eq. 2): `h += sum_s Attn(h, audio_s, audio_s) * mask_s`.
+
+    The video tokens of a latent frame attend only to the audio tokens of that frame. The mask multiplies the
+    output, so a token outside every mask receives exactly zero; the output projection starts at zero.
+    """
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        self.heads = config.heads
+        self.norm = LayerNorm(config.width)
+        self.q = linear(config.width, config.width, rngs=rngs)
+        self.kv = linear(config.audio.width, 2 * config.width, rngs=rngs)
+        self.q_norm = RMSNorm(config.head_dim)
+        self.k_norm = RMSNorm(config.head_dim)
+        # No bias: a masked-in token with nothing attended must also get nothing.
+        self.out = linear(config.width, config.width, bias=False, init=zeros_init, rngs=rngs)
+
+    def __call__(
+        self,
+        video: Float[Array, "b n d"],
+        audio: Float[Array, "b s t a e"],
+        mask: Float[Array, "b s n"],
+        frames: Int[Array, "n"] | None = None,
+    ) -> Float[Array, "b n d"]:
+        """`frames` says which latent frame each token is of; None: all tokens are here, frame by frame."""
+        t, a = audio.shape[2:4]
+        q = rearrange(self.q(self.norm(video)), "b n (k d) -> b n k d", k=self.heads)
+        k, v = split_heads(self.kv(audio), 2, self.heads)
+        q, k = self.q_norm(q), self.k_norm(k)
+        q = q * q.shape[-1] ** -0.5
+        if frames is None:
+            q = rearrange(q, "b (t n) k d -> b t n k d", t=t)
+            logits = jnp.einsum("btnkd,bstakd->bstnka", q, k, preferred_element_type=jnp.float32)
+            weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+            heard = rearrange(jnp.einsum("bstnka,bstakd->bstnkd", weights, v), "b s t n k d -> b s (t n) (k d)")
+        else:
+            # A share of the tokens cuts through frames: all audio tokens at once, those of other frames masked. They
+            # are few beside the video's.
+            k, v = (rearrange(x, "b s t a k d -> b s (t a) k d") for x in (k, v))
+            logits = jnp.einsum("bnkd,bsmkd->bsnkm", q, k, preferred_element_type=jnp.float32)
+            same = (frames[:, None] == jnp.arange(t * a)[None] // a)[None, None, :, None]
+            weights = jax.nn.softmax(jnp.where(same, logits, jnp.finfo(jnp.float32).min), axis=-1).astype(v.dtype)
+            heard = rearrange(jnp.einsum("bsnkm,bsmkd->bsnkd", weights, v), "b s n k d -> b s n (k d)")
+        # Masking before the (linear, bias-free) projection sums the speakers in one product; zero stays zero.
+        return video + self.out(jnp.einsum("bsnd,bsn->bnd", heard, mask))
+
+
+class DoubleBody(nnx.Module):
+    """What the first scan repeats: a double block, then audio."""
+
+    def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
+        self.block = DoubleBlock(config, rngs=rngs)
+        self.audio = AudioAttention(config, rngs=rngs) if config.audio else None
+
+
+class SingleBody(nnx.Module):
+    """What the second scan repeats: two single blocks, then audio."""
+
+    def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
+        self.first = SingleBlock(config, rngs=rngs)
+        self.second = SingleBlock(config, rngs=rngs)
+        self.audio = AudioAttention(config, rngs=rngs) if config.audio else None

@@ -1,0 +1,86 @@
+"""The denoiser's sizes, and its presets."""
+
+import dataclasses
+
+from mi_jax.models.attention import Implementation
+from mi_jax.models.audio_encoder import AudioEncoderConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiTConfig:
+    """Shape of the denoiser. Defaults are HunyuanVideo's (`HYVideo-T/2`)."""
+
+    latent_channels: int = 16
+    image_to_video: bool = False
+    """Adds portrait latents and a start mask to the input channels: 2 * latent_channels + 1 in all."""
+    token_replace: bool = False
+    """The other way from image to video (HunyuanVideo-I2V): in a window that starts with the portrait, its latents take
+    the place of latent frame 0, whose tokens are modulated as at time 0."""
+    patch: tuple[int, int, int] = (1, 2, 2)
+    width: int = 3072
+    heads: int = 24
+    mlp_ratio: int = 4
+    double_depth: int = 20
+    single_depth: int = 40
+    """Even: two single blocks make one scanned body."""
+    refiner_depth: int = 2
+    text_dim: int = 4096
+    pooled_dim: int | None = 768
+    guidance_embedding: bool = False
+    rope_axes: tuple[int, int, int] = (16, 56, 56)
+    rope_theta: float = 256.0
+    audio: AudioEncoderConfig | None = None
+    attention: Implementation = "auto"
+    ulysses: int | None = None
+    """How many devices of the mesh's `seq` axis exchange heads; the others pass keys around a ring. By default the most
+    that divide both."""
+    remat: bool = True
+    """Recompute each body in the backward pass instead of keeping its activations."""
+    unroll: int = 1
+    """Bodies per step of the scans over depth. In small models the scan's own copies count: all of them at once are
+    faster, and compile no longer."""
+
+    def __post_init__(self):
+        if self.width % self.heads or sum(self.rope_axes) != self.width // self.heads:
+            raise ValueError(f"rope_axes {self.rope_axes} must sum to the head dim {self.width}/{self.heads}")
+        if self.single_depth % 2 or self.patch[0] != 1:
+            raise ValueError("single_depth must be even and the temporal patch 1")
+        if self.image_to_video and self.token_replace:
+            raise ValueError("a portrait is given as channels (image_to_video) or as tokens (token_replace), not both")
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def in_channels(self) -> int:
+        return 2 * self.latent_channels + 1 if self.image_to_video else self.latent_channels
+
+    @classmethod
+    def hunyuan_video(cls) -> "DiTConfig":
+        """Tencent's 13B text-to-video model with embedded guidance: 12,821,012,544 parameters."""
+        return cls(guidance_embedding=True)
+
+    @classmethod
+    def magic_infinite_13b(cls, audio: bool = True) -> "DiTConfig":
+        """The paper's model: 33 input channels, no embedded guidance; 12,810,991,680 parameters without audio
+        (stage 1)."""
+        return cls(image_to_video=True, audio=AudioEncoderConfig.base() if audio else None)
+
+    @classmethod
+    def puppet(cls, audio: bool = True) -> "DiTConfig":
+        """The toy of the same kind that this project trains: 96x96 puppets, 36 tokens a latent frame."""
+        return cls(
+            image_to_video=True,
+            width=176,
+            heads=4,
+            double_depth=2,
+            single_depth=4,
+            refiner_depth=1,
+            text_dim=128,
+            pooled_dim=96,
+            rope_axes=(12, 16, 16),
+            audio=AudioEncoderConfig.puppet() if audio else None,
+            remat=False,
+            unroll=2,
+        )
