@@ -67,8 +67,15 @@ def animate(
 
     # Whatever can be wrong is found before a model is loaded: a mistake costs a second, not a minute.
     media.check_video_path(out)
-    told = {"portrait": portrait is not None, "voices": len(audio), "seconds": seconds}
-    avatar.check_told(avatar_config(model), **told)
+    options = {
+        "steps": steps,
+        "guidance_audio": guidance_audio,
+        "guidance_text": guidance_text,
+        "height": height,
+        "width": width,
+    }
+    config = avatar_config(model).replace(**options)
+    avatar.check_request(config, portrait=portrait is not None, voices=len(audio), seconds=seconds, seed=seed)
     if mask and len(mask) != len(audio):
         raise InputError(f"{len(mask)} masks for {len(audio)} voices: give one --mask picture per voice, or none")
     plan_windows(1, window, overlap)
@@ -83,15 +90,11 @@ def animate(
             [avatar.Speaker(voice, path) for voice, path in zip(voices, mask or [None] * len(voices))],
             prompt,
             seed=seed,
-            steps=steps,
             window=window,
             overlap=overlap,
-            guidance_audio=guidance_audio,
-            guidance_text=guidance_text,
             seconds=seconds,
-            height=height,
-            width=width,
             progress=bar,
+            **options,
         )
     avatar.save_video(out, video, list(audio) or None)
     frames, height, width, _ = video.shape

@@ -183,6 +183,16 @@ def test_without_a_voice_the_video_is_silent_and_as_large_and_long_as_told(files
     assert "no portrait" in refused(capsys, "animate", "--out", "o.mp4", "--model", str(model), "--seconds", "1")
 
 
+@pytest.mark.parametrize(
+    "option",
+    [("--steps", "0"), ("--seed", "-1"), ("--seconds", "-1"), ("--height", "8"), ("--guidance-text", "inf"),
+     ("--window", "8")],
+)  # fmt: skip
+def test_numbers_are_checked_before_anything_is_loaded(files, model, capsys, monkeypatch, option):
+    monkeypatch.setattr("mi_jax.sample.avatar.load", lambda *_: pytest.fail("the long work began"))
+    refused(capsys, "animate", "portrait.png", "speech.wav", "--out", "o.mp4", "--model", str(model), *option)
+
+
 def test_a_truncated_model_is_refused(files, model, capsys):
     shutil.copytree(model, "model")
     weights = cli.Path("model/model.safetensors")

@@ -104,25 +104,11 @@ class Avatar:
         Raises:
           InputError: a file or an argument cannot be used; the message names it.
         """
-        sides = {"height": height, "width": width}
-        if any(side is not None for side in sides.values()):
-            sides = {name: side for name, side in sides.items() if side is not None}
-            return self.resized(**sides).animate(
-                portrait, speakers, prompt, seed=seed, steps=steps, window=window, overlap=overlap,
-                guidance_audio=guidance_audio, guidance_text=guidance_text, seconds=seconds, progress=progress,
-            )  # fmt: skip
-        config = self.config
-        steps = config.steps if steps is None else steps
-        if steps < 1:
-            raise InputError(f"steps is {steps}, at least 1 is needed")
-        if not 0 <= seed < 2**32:
-            raise InputError(f"seed is {seed}, must lie in 0 .. 2^32 - 1")
-        weights = {"audio": guidance_audio, "text": guidance_text}
-        defaults = {"audio": config.guidance_audio, "text": config.guidance_text}
-        weights = {name: defaults[name] if value is None else float(value) for name, value in weights.items()}
-        if not all(map(math.isfinite, weights.values())):
-            raise InputError(f"guidance weights must be finite numbers, got {weights}")
-        check_told(config, portrait=portrait is not None, voices=len(speakers), seconds=seconds)
+        config = self.config.replace(
+            steps=steps, guidance_audio=guidance_audio, guidance_text=guidance_text, height=height, width=width
+        )
+        check_request(config, portrait=portrait is not None, voices=len(speakers), seconds=seconds, seed=seed)
+        avatar = dataclasses.replace(self, config=config)
         pixels = None if portrait is None else read_portrait(portrait)
         voices = [read_voice(speaker.audio, f"voice {i + 1}") for i, speaker in enumerate(speakers)]
         longest = max(map(len, voices), default=0) / media.SAMPLE_RATE
@@ -136,18 +122,18 @@ class Avatar:
 
         if seconds is not None:
             voices = [voice[: round(seconds * media.SAMPLE_RATE)] for voice in voices]
-        conditions = self.conditions(pixels, masks, voices, prompt, latent_frames)
-        latents = self.denoise(
+        conditions = avatar.conditions(pixels, masks, voices, prompt, latent_frames)
+        latents = avatar.denoise(
             conditions,
             seed=seed,
-            steps=steps,
+            steps=config.steps,
             window=window,
             overlap=overlap,
-            weights=weights,
+            weights={"audio": config.guidance_audio, "text": config.guidance_text},
             latent_frames=latent_frames,
             progress=progress,
         )
-        return self.decode(latents)[config.lead_in : config.lead_in + frames]
+        return avatar.decode(latents)[config.lead_in : config.lead_in + frames]
 
     def conditions(
         self,
@@ -263,15 +249,6 @@ class Avatar:
         """Writes what `load` reads (see `save_avatar`)."""
         save_avatar(folder, self.config, self.encoders, self.dit, dtype=dtype, overwrite=overwrite)
 
-    def resized(self, *, height: int | None = None, width: int | None = None) -> "Avatar":
-        """The same model, making videos of another size in pixels."""
-        height, width = (old if new is None else new for old, new in
-                         ((self.config.height, height), (self.config.width, width)))  # fmt: skip
-        least = self.config.vae.spatial_stride * max(self.config.dit.patch[1:])
-        if min(height, width) < least:
-            raise InputError(f"a video of {width}x{height} pixels cannot be made: at least {least} a side")
-        return dataclasses.replace(self, config=dataclasses.replace(self.config, height=height, width=width))
-
     def _on_mesh(self):
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
@@ -298,8 +275,8 @@ def _denoise_level(
     return sliding_window(velocity, latents, sigmas, conditions, window=window, overlap=overlap, group=group)
 
 
-def check_told(config: AvatarConfig, *, portrait: bool, voices: int, seconds: float | None) -> None:
-    """Whether a model can make a video of what it is given.
+def check_request(config: AvatarConfig, *, portrait: bool, voices: int, seconds: float | None, seed: int) -> None:
+    """Whether a model can make a video of what it is given; asked before anything large is loaded.
 
     Raises:
       InputError: a portrait, voices or a length are missing, or given to a model that has no use for them.
@@ -313,6 +290,10 @@ def check_told(config: AvatarConfig, *, portrait: bool, voices: int, seconds: fl
         raise InputError("this model has no audio attention: it makes silent videos, without voices")
     if not voices and seconds is None:
         raise InputError(f"no {'voice and no ' * hears}length: a silent video needs its length in seconds")
+    if seconds is not None:
+        num_frames(seconds)
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}, must lie in 0 .. 2^32 - 1")
 
 
 def num_frames(seconds: float) -> int:

@@ -64,7 +64,7 @@ class _Found:
     parts: list[Part] = dataclasses.field(default_factory=list)
     configs: dict[str, Any] = dataclasses.field(default_factory=dict)
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
-    doubts: list[str] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
 
 
 def convert(
@@ -117,8 +117,8 @@ def convert(
     unused = write_model(
         out, found.parts, config, files=found.files, dtype=dtype, overwrite=overwrite, progress=progress
     )
-    for doubt in found.doubts:
-        log.warning(doubt)
+    for warning in found.warnings:
+        log.warning(warning)
     return Converted(list(found.configs), missing, unused)
 
 
@@ -190,7 +190,7 @@ def _denoiser(
         found.parts.append(part)
     eyes = places["text_encoder"] and llava.llava(places["text_encoder"])[0]
     if extend and places["text_encoder"] and not eyes:
-        found.doubts.append(
+        found.warnings.append(
             f"{places['text_encoder']}: a Llama without eyes, left out: MagicInfinite reads portraits with a LLaVA "
             "(--text-encoder)"
         )
@@ -222,7 +222,7 @@ def _mllm(path: pathlib.Path, clip_path: pathlib.Path | None, read: dict[str, in
         part = _under(part, "mllm", "language")
     found.parts.append(part)
     tokenizer, files = _tokenizer(path, "tokenizer")
-    found.doubts += _check_llama_tokenizer(path, tokenizer, prompts, None if vision is None else image_token_id)
+    found.warnings += _check_llama_tokenizer(path, tokenizer, prompts, None if vision is None else image_token_id)
     text: CLIPTextConfig | None = None
     if clip_path is not None:
         text, part = clip.text_tower(clip_path)
@@ -263,8 +263,8 @@ def _tokenizer(encoder: pathlib.Path, name: str) -> tuple[Any, dict[str, bytes]]
 def _check_llama_tokenizer(
     path: pathlib.Path, tokenizer: Any, prompts: PromptConfig, image_token_id: int | None
 ) -> list[str]:
-    """What to doubt about a tokenizer. transformers makes one of almost any folder: it must know Llama 3's headers."""
-    doubts = []
+    """What to warn of. transformers makes a tokenizer of almost any folder: this one must know Llama 3's headers."""
+    warnings = []
     if image_token_id is not None and tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != image_token_id:
         raise InputError(f"{path}: its tokenizer gives {IMAGE_TOKEN} no id {image_token_id}; it is not this model's")
     for token in ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"):
@@ -273,11 +273,11 @@ def _check_llama_tokenizer(
     for template in (prompts.text,) if image_token_id is None else (prompts.text, prompts.image):
         before = len(tokenizer(template.text.split("{}")[0])["input_ids"])
         if before != template.crop_start:
-            doubts.append(
+            warnings.append(
                 f"{path}: prompts begin after {before} tokens of the template, not after HunyuanVideo's "
                 f"{template.crop_start}: is its tokenizer another?"
             )
-    return doubts
+    return warnings
 
 
 def _avatar(found: _Found, family: Family, extend: Extension | None, dtype: Any) -> AvatarConfig:

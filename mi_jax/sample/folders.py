@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.resources
+import math
 import os
 import pathlib
 import tempfile
@@ -92,6 +93,23 @@ class AvatarConfig:
             guidance_text=4.0,
             dtype="bfloat16",
         )
+
+    def replace(self, **options) -> "AvatarConfig":
+        """A copy with those of `options` that are not None.
+
+        Raises:
+          InputError: a video cannot be made so: no step, a weight that is no finite number, sides under one patch.
+        """
+        new = dataclasses.replace(self, **{name: value for name, value in options.items() if value is not None})
+        if new.steps < 1:
+            raise InputError(f"steps is {new.steps}, at least 1 is needed")
+        weights = {"audio": new.guidance_audio, "text": new.guidance_text}
+        if not all(map(math.isfinite, weights.values())):
+            raise InputError(f"guidance weights must be finite numbers, got {weights}")
+        least = new.vae.spatial_stride * max(new.dit.patch[1:])
+        if min(new.height, new.width) < least:
+            raise InputError(f"a video of {new.width}x{new.height} pixels cannot be made: at least {least} a side")
+        return new
 
     @property
     def padded_size(self) -> tuple[int, int]:

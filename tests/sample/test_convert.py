@@ -58,7 +58,7 @@ def leaves(module: nnx.Module) -> dict[str, np.ndarray]:
 
 
 def smaller(avatar: Avatar) -> Avatar:
-    return dataclasses.replace(avatar, config=dataclasses.replace(avatar.config, height=24, width=32))
+    return dataclasses.replace(avatar, config=avatar.config.replace(height=24, width=32))
 
 
 def test_an_image_to_video_folder_makes_a_silent_video_that_begins_with_the_portrait(converted):
