@@ -66,14 +66,14 @@ def per_device(f: Callable, out_specs) -> Callable:
     return f if jax.sharding.get_abstract_mesh().size <= 1 else jax.shard_map(f, out_specs=out_specs)
 
 
-def layout(x: jax.Array) -> P | None:
+def spec_of(x: jax.Array) -> P | None:
     """How `x` is spread over the mesh; None without a mesh."""
     return None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding.spec
 
 
 def batch_axis(x: jax.Array) -> str | None:
     """The mesh axis that the first dimension of `x` is spread over."""
-    spec = layout(x)
+    spec = spec_of(x)
     return spec[0] if spec else None
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import grain
 import jax
@@ -15,7 +16,7 @@ from mi_jax.data.features import to_pixels
 from mi_jax.data.records import RecordSource
 from mi_jax.diffusion import euler_step, sample_sigma, sigma_schedule
 from mi_jax.errors import InputError
-from mi_jax.mesh import layout
+from mi_jax.mesh import spec_of
 from mi_jax.models.audio_encoder import audio_windows
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.tiling import decode_latents
@@ -23,7 +24,7 @@ from mi_jax.models.vae import VAE
 from mi_jax.sample.folders import load_part
 from mi_jax.train.checkpoints import warm_start
 from mi_jax.train.flow import adaptive_loss, base_loss, condition_dropout, squared_error
-from mi_jax.train.state import spread_init
+from mi_jax.train.state import sharded_init
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,15 +61,14 @@ class CurriculumObjective:
     """Model folder whose VAE decodes the samples shown during training."""
 
     def init(self, key: Key[Array, ""]) -> DiT:
-        model = spread_init(lambda key: DiT(self.dit, rngs=nnx.Rngs(key)), key)
+        model = sharded_init(lambda key: DiT(self.dit, rngs=nnx.Rngs(key)), key)
         return model if self.init_from is None else warm_start(model, self.init_from, "dit")
 
     def dataset(self, seed: int) -> grain.MapDataset:
         """Batches of windows, any step of which can be drawn on its own; the mixture of lengths is fixed by
         the seed."""
-        folders = [self.records] if isinstance(self.records, str) else self.records
-        sources = [grain.MapDataset.source(RecordSource(folder)) for folder in folders]
-        records = grain.MapDataset.concatenate(sources) if len(sources) > 1 else sources[0]
+        sources = _open_records([self.records] if isinstance(self.records, str) else self.records)
+        records = grain.MapDataset.concatenate([grain.MapDataset.source(source) for source in sources])
         kinds = []
         for i, (length, batch) in enumerate(self.windows):
             cut = functools.partial(
@@ -92,7 +92,7 @@ class CurriculumObjective:
         conditions = self.conditions(model, batch)
         conditions = conditions.drop(**condition_dropout(keys[0], clean.shape[0], self.drop_each, self.drop_all))
         sigma = sample_sigma(keys[1], (clean.shape[0],), self.shift, self.sigma_scale)
-        noise = jax.random.normal(keys[2], clean.shape, jnp.float32, out_sharding=layout(clean))
+        noise = jax.random.normal(keys[2], clean.shape, jnp.float32, out_sharding=spec_of(clean))
         error = squared_error(model, clean, noise, sigma, conditions)
         base, adaptive = base_loss(error), adaptive_loss(error, batch["face_mask"])
         return base + self.adaptive_weight * adaptive, {"base": jnp.mean(base), "face": jnp.mean(adaptive)}
@@ -138,6 +138,23 @@ def _euler(model: nnx.Module, noise: Array, conditions: Conditions | None, shift
 @functools.cache
 def _cached_vae(folder: str) -> VAE:
     return load_part(folder, "vae")
+
+
+def _open_records(folders: Sequence[str]) -> list[RecordSource]:
+    """Folders that can be taken as one: made by encoders of the same sizes."""
+    if not folders:
+        raise InputError("records: no folder is given")
+    sources = [RecordSource(folder) for folder in folders]
+    kind = lambda leaf: (leaf["dtype"], len(leaf["shape"]), leaf["shape"][-1])  # noqa: E731
+    first, *others = ({name: kind(leaf) for name, leaf in source.leaves.items()} for source in sources)
+    for folder, leaves in zip(folders[1:], others):
+        odd = sorted(name for name in first.keys() | leaves.keys() if first.get(name) != leaves.get(name))
+        if odd:
+            raise InputError(
+                f"{folder}: made by other encoders than {folders[0]}: {odd[0]} is {leaves.get(odd[0])}, there "
+                f"{first.get(odd[0])} (dtype, axes, width)"
+            )
+    return sources
 
 
 def _cut_window(

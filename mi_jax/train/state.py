@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from mi_jax.mesh import parameter_spec
+from mi_jax.mesh import parameter_spec, spec_of
 from mi_jax.train.objective import Objective, TrainConfig, learning_rate
 
 MUON_RMS = 0.2
@@ -36,7 +36,7 @@ class TrainState:
     skipped: Any
 
 
-def spread_init(make: Callable[[jax.Array], nnx.Module], key: jax.Array) -> nnx.Module:
+def sharded_init(make: Callable[[jax.Array], nnx.Module], key: jax.Array) -> nnx.Module:
     """`make(key)`, drawn where the trainer keeps it: on several devices none ever holds the whole of a large leaf."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1:
@@ -121,7 +121,7 @@ def _update(optimizer: optax.GradientTransformation, grads: Any, opt_state: Any,
     """optax's update. On a mesh everything stays where it is, and what Muon's products move is left to the compiler."""
     if jax.sharding.get_abstract_mesh().size <= 1:
         return optimizer.update(grads, opt_state, params)
-    specs = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, (params, opt_state))
+    specs = jax.tree.map(spec_of, (params, opt_state))
     return jax.sharding.auto_axes(lambda *told: optimizer.update(*told), out_sharding=specs)(grads, opt_state, params)
 
 

@@ -117,6 +117,13 @@ def test_several_folders_are_one(tmp_path):
     given = np.stack([clip["portrait"] for part in parts for clip in part]).astype(np.float32)
     order = lambda x: x[np.argsort(x.reshape(len(x), -1)[:, 0])]  # noqa: E731
     np.testing.assert_array_equal(order(seen), order(given))
+    write_records(tmp_path / "c", [record(rng) | {"portrait": np.zeros((4, 4, 5), np.float16)}])
+    for records, message in (
+        ((folders[0], str(tmp_path / "c")), "c: made by other encoders than .*a: portrait is"),
+        ((), "no folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            dataclasses.replace(objective, records=records).dataset(0)
 
 
 def test_total_loss_is_base_plus_lambda_adaptive():
