@@ -26,8 +26,10 @@ def linear(d_in: int, d_out: int, *, rngs: nnx.Rngs, bias: bool = True, init: Ca
     )
 
 
-def _linear_product(x: Array, kernel: Array, *_, **__) -> Array:
-    """`nnx.Linear`'s product."""
+def _linear_product(x: Array, kernel: Array, dimensions, *, precision, out_sharding) -> Array:
+    """`nnx.Linear`'s product, for what `linear` makes: no precision of its own, laid out as its input."""
+    if precision is not None or out_sharding is not None:
+        raise NotImplementedError("set jax.default_matmul_precision; reshard the output")
     return matmul(x, kernel)
 
 

@@ -86,7 +86,7 @@ def joint_attention(
     return run(video, text, text_length)
 
 
-def own_share(x: Array, axis: int = 1) -> Array:
+def local_shard(x: Array, axis: int = 1) -> Array:
     """A device's own part of an axis that the whole `seq` axis has, padded with zeros where it does not divide.
 
     For code inside `mesh.per_device`.
@@ -172,7 +172,8 @@ def _ring_forward(plan: _Plan, q: Array, k: Array, v: Array, lengths: Array):
     def attend(k, v, step):
         length = _chunk_length(plan, lengths, step)
         out, lse = attention_with_lse(q, k, v, length=length, implementation=plan.implementation)
-        return out.astype(jnp.float32), jnp.where(length[:, None, None] > 0, lse, -jnp.inf)
+        some = (length > 0)[:, None, None]  # what a kernel makes of no keys at all is not even finite
+        return jnp.where(some[..., None], out.astype(jnp.float32), 0.0), jnp.where(some, lse, -jnp.inf)
 
     def fold(carry, step):
         out, lse, k, v = carry

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mi_jax.models.attention import QUERY_CHUNK, attention
+from mi_jax.models.attention import QUERY_CHUNK, attention, attention_gradients, attention_with_lse
 
 
 def plain(q, k, v, length=None):
@@ -48,3 +48,29 @@ def test_padding_is_not_attended_and_no_keys_is_finite():
     two = attention(q, k.at[:, 4:].set(50.0), v.at[:, 4:].set(-3.0), length=length)
     np.testing.assert_array_equal(one[0], two[0])
     assert np.isfinite(np.asarray(two[1])).all()
+
+
+def test_parts_over_different_keys_add_up_by_their_denominators():
+    """`jax.nn` (here in its XLA form) gives the same denominators, in the layout that is read where cuDNN serves."""
+    q, k, v = qkv(QUERY_CHUNK + 9, m=20)
+    length = jnp.asarray([20, 13], jnp.int32)
+    whole = attention(q, k, v, length=length)
+    parts = [attention_with_lse(q, k[:, :8], v[:, :8], length=jnp.asarray([8, 8], jnp.int32)),
+             attention_with_lse(q, k[:, 8:], v[:, 8:], length=length - 8)]  # fmt: skip
+    total = jnp.logaddexp(parts[0][1], parts[1][1])
+    shares = [jnp.moveaxis(jnp.exp(lse - total), 1, 2)[..., None] for _, lse in parts]
+    added = sum(share * out for share, (out, _) in zip(shares, parts))
+    np.testing.assert_allclose(added, whole, rtol=1e-4, atol=1e-5)
+    _, lse = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=length, return_residual=True)
+    np.testing.assert_allclose(jnp.moveaxis(lse, 1, 2), total, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_by_denominators_are_autodiffs():
+    q, k, v = qkv(QUERY_CHUNK + 9, m=20)
+    length = jnp.asarray([20, 13], jnp.int32)
+    out, pull = jax.vjp(lambda q, k, v: attention(q, k, v, length=length), q, k, v)
+    g = jnp.cos(out)
+    delta = jnp.einsum("bnkd,bnkd->bkn", g, out)
+    got = attention_gradients(q, k, v, g, attention_with_lse(q, k, v, length=length)[1], delta, length=length)
+    for a, b in zip(got, pull(g)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

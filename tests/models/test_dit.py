@@ -44,6 +44,21 @@ def _reference(config: DiTConfig, seed: int, scale: float = 0.1) -> HunyuanVideo
     return model
 
 
+def _velocity(reference: HunyuanVideoTransformer3DModel, x, sigma, told: Conditions) -> np.ndarray:
+    """The reference's [b t h w c]."""
+    as_torch = lambda a: torch.from_numpy(np.array(a))  # noqa: E731
+    with torch.no_grad():
+        made = reference(
+            hidden_states=as_torch(jnp.moveaxis(x, -1, 1)),
+            timestep=as_torch(1000 * sigma),
+            encoder_hidden_states=as_torch(told.text_tokens),
+            encoder_attention_mask=as_torch(told.text_mask),
+            pooled_projections=as_torch(told.text_pooled),
+            guidance=None if told.guidance is None else as_torch(1000 * told.guidance),
+        ).sample
+    return np.moveaxis(made.numpy(), 1, -1)
+
+
 def _from_reference(config: DiTConfig, model: HunyuanVideoTransformer3DModel) -> DiT:
     return fill(lambda: DiT(config, rngs=nnx.Rngs(0)), diffusers_table(config), numpy_tensors(model))
 
@@ -56,18 +71,8 @@ def test_velocity_equals_diffusers(guidance, t, h, w):
     ours = _from_reference(config, reference)
     told = conditions(config, seed=t)
     x, sigma = latents_and_sigma(config, t=t, h=h, w=w)
-    as_torch = lambda a: torch.from_numpy(np.array(a))  # noqa: E731
-    with torch.no_grad():
-        expected = reference(
-            hidden_states=as_torch(jnp.moveaxis(x, -1, 1)),
-            timestep=as_torch(1000 * sigma),
-            encoder_hidden_states=as_torch(told.text_tokens),
-            encoder_attention_mask=as_torch(told.text_mask),
-            pooled_projections=as_torch(told.text_pooled),
-            guidance=as_torch(1000 * told.guidance) if guidance else None,
-        ).sample.numpy()
-    got = np.moveaxis(np.asarray(ours(x, sigma, told)), -1, 1)
-    assert relative_error(got, expected) < 1e-5
+    expected = _velocity(reference, x, sigma, told)
+    assert relative_error(ours(x, sigma, told), expected) < 1e-5
 
 
 def test_token_replace_equals_diffusers():
@@ -79,18 +84,9 @@ def test_token_replace_equals_diffusers():
     x, sigma = latents_and_sigma(config, t=t, h=h, w=w)
     portrait = jax.random.normal(jax.random.key(3), (2, h, w, config.latent_channels))
     told = dataclasses.replace(conditions(config, seed=t), portrait=portrait, is_start=jnp.ones(2))
-    as_torch = lambda a: torch.from_numpy(np.array(a))  # noqa: E731
-    with torch.no_grad():
-        expected = reference(
-            hidden_states=as_torch(jnp.moveaxis(x.at[:, 0].set(portrait), -1, 1)),
-            timestep=as_torch(1000 * sigma),
-            encoder_hidden_states=as_torch(told.text_tokens),
-            encoder_attention_mask=as_torch(told.text_mask),
-            pooled_projections=as_torch(told.text_pooled),
-            guidance=as_torch(1000 * told.guidance),
-        ).sample.numpy()
+    expected = _velocity(reference, x.at[:, 0].set(portrait), sigma, told)
     got = jax.jit(DiT.__call__)(ours, x, sigma, told)
-    assert relative_error(np.moveaxis(np.asarray(got), -1, 1)[:, :, 1:], expected[:, :, 1:]) < 1e-5
+    assert relative_error(got[:, 1:], expected[:, 1:]) < 1e-5
     implied = x[:, 0] - sigma.reshape(2, 1, 1, 1) * got[:, 0]
     np.testing.assert_allclose(implied, portrait, atol=1e-5)
 
@@ -108,16 +104,7 @@ def test_every_part_equals_diffusers(replace, seed):
     for module in (*parts.values(), *blocks):
         module.register_forward_hook(lambda module, told, made: seen.append((module, told, made)))
     told, (x, sigma) = conditions(config, seed), latents_and_sigma(config, t=3, h=4, w=10)
-    as_torch = lambda a: torch.from_numpy(np.array(a))  # noqa: E731
-    with torch.no_grad():
-        reference(
-            hidden_states=as_torch(jnp.moveaxis(x, -1, 1)),
-            timestep=as_torch(1000 * sigma),
-            encoder_hidden_states=as_torch(told.text_tokens),
-            encoder_attention_mask=as_torch(told.text_mask),
-            pooled_projections=as_torch(told.text_pooled),
-            guidance=as_torch(1000 * told.guidance),
-        )
+    _velocity(reference, x, sigma, told)
     made = {name: out for name, part in parts.items() for module, _, out in seen if module is part}
     grid = (3, 2, 5)
     rope = rope_table(grid, config.rope_axes, config.rope_theta)
@@ -163,18 +150,8 @@ def test_full_width_equals_diffusers():
     ours = _from_reference(config, reference)
     told = conditions(config, seed=0, b=1)
     x, sigma = latents_and_sigma(config, b=1, t=2, h=4, w=6)
-    as_torch = lambda a: torch.from_numpy(np.array(a))  # noqa: E731
-    with torch.no_grad():
-        expected = reference(
-            hidden_states=as_torch(jnp.moveaxis(x, -1, 1)),
-            timestep=as_torch(1000 * sigma),
-            encoder_hidden_states=as_torch(told.text_tokens),
-            encoder_attention_mask=as_torch(told.text_mask),
-            pooled_projections=as_torch(told.text_pooled),
-            guidance=as_torch(1000 * told.guidance),
-        ).sample.numpy()
-    got = np.moveaxis(np.asarray(jax.jit(DiT.__call__)(ours, x, sigma, told)), -1, 1)
-    assert relative_error(got, expected) < 1e-4
+    expected = _velocity(reference, x, sigma, told)
+    assert relative_error(jax.jit(DiT.__call__)(ours, x, sigma, told), expected) < 1e-4
 
 
 def test_a_window_without_its_portrait_replaces_no_token():
