@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from mi_jax.mesh import vary_like
 from mi_jax.models.attention import attention
@@ -28,28 +28,33 @@ WINDOW = 10  # wav2vec2 steps that a video frame sees
 BEFORE = 4  # of them, steps before the frame's own two
 
 
-def window_steps(num_latent_frames: int) -> Int[np.ndarray, "t 4 10"]:
-    """The wav2vec2 step behind each place of each window; some lie outside the sound (negative, or past its end).
+def cut_audio(hidden: Float[np.ndarray, "s l d"], start: int, length: int) -> Float[np.ndarray, "n l d"]:
+    """The 8 * length + 8 wav2vec2 steps around latent frames `start` .. `start + length - 1` of a clip, all that
+    `audio_windows` needs of it.
 
-    Video frame f sees steps 2f - 4 .. 2f + 5. Latent 0 is frame 0 four times, latent k is frames 4k - 3 .. 4k.
-    """
-    frames = FRAMES * np.arange(num_latent_frames)[:, None] - (FRAMES - 1) + np.arange(FRAMES)
-    return 2 * np.maximum(frames, 0)[:, :, None] - BEFORE + np.arange(WINDOW)
-
-
-def audio_windows(hidden: Float[Array | np.ndarray, "s l d"]) -> Float[Array | np.ndarray, "t 4 10 l d"]:
-    """The windows [t, 4, 10, L, D] of a clip of f = 4(t - 1) + 1 video frames, from its 2f wav2vec2 steps.
-
-    Places outside the clip are zero. A numpy array stays one. Raises ValueError if the steps are not those of 4k + 1
-    frames.
+    They begin at step 8 * start - 10, the first that video frame 4 * start - 3 sees; those outside the clip are zero.
+    Raises ValueError if `hidden` is not two steps for each of 4k + 1 video frames.
     """
     num_steps = hidden.shape[0]
     if num_steps % (2 * FRAMES) != 2:
         raise ValueError(f"{num_steps} audio steps are not two for each of 4k + 1 video frames")
-    xp = np if isinstance(hidden, np.ndarray) else jnp
-    steps = window_steps((num_steps - 2) // (2 * FRAMES) + 1)
+    first = 2 * (FRAMES * start - (FRAMES - 1)) - BEFORE
+    steps = first + np.arange(2 * FRAMES * length + WINDOW - 2)
     inside = (steps >= 0) & (steps < num_steps)
-    return xp.where(inside[..., None, None], hidden[np.clip(steps, 0, num_steps - 1)], xp.zeros((), hidden.dtype))
+    return np.where(inside[:, None, None], hidden[np.clip(steps, 0, num_steps - 1)], np.zeros((), hidden.dtype))
+
+
+def audio_windows(steps: Float[Array, "n l d"], is_start: Float[Array, ""]) -> Float[Array, "t 4 10 l d"]:
+    """What each video frame of `cut_audio`'s latent frames sees: [t, 4, 10, L, D] with t = (n - 8) / 8.
+
+    Video frame f sees steps 2f - 4 .. 2f + 5. Latent frame k is frames 4k - 3 .. 4k; where the cut is a clip's start
+    (`is_start` > 0), latent 0 is frame 0 four times.
+    """
+    t = (steps.shape[0] - (WINDOW - 2)) // (2 * FRAMES)
+    places = 2 * np.arange(FRAMES * t).reshape(t, FRAMES, 1) + np.arange(WINDOW)
+    windows = steps[places]
+    first = jnp.where(is_start > 0, windows[:1, -1:], windows[:1])
+    return jnp.concatenate([first, windows[1:]])
 
 
 def sincos(position: np.ndarray, dim: int, length: int) -> np.ndarray:

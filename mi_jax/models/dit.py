@@ -20,7 +20,7 @@ from mi_jax.conditions import Conditions
 from mi_jax.diffusion import TIMESTEPS
 from mi_jax.mesh import axis_size, batch_axis, gather_parameters, per_device
 from mi_jax.models.attention import attention
-from mi_jax.models.audio_encoder import AudioEncoder
+from mi_jax.models.audio_encoder import AudioEncoder, audio_windows
 from mi_jax.models.dit_blocks import DoubleBody, SingleBody, merge_heads, split_heads
 from mi_jax.models.dit_config import DiTConfig
 from mi_jax.models.layers import (
@@ -123,10 +123,16 @@ class DiT(nnx.Module):
         """What the model computes in: the dtype of its parameters, cast once outside (f32 masters to bf16)."""
         return self.image_in.kernel[...].dtype
 
-    def encode_audio(self, windows: Float[Array, "b s t four w l d"]) -> Float[Array, "b s t a e"]:
-        """Audio tokens of each speaker and latent frame from wav2vec2 windows (`audio_encoder.audio_windows`)."""
-        encode = per_device(AudioEncoder.__call__, P(batch_axis(windows)))
-        return encode(gather_parameters(self.audio_in), windows.astype(self.dtype))
+    def encode_audio(self, steps: Float[Array, "b s n l d"], is_start: Float[Array, "b"]) -> Float[Array, "b s t a e"]:
+        """Audio tokens of each speaker and latent frame from wav2vec2's states around them (`audio_encoder.cut_audio`),
+        at a clip's start or within it."""
+
+        def encode(encoder, steps, is_start):
+            windows = jax.vmap(lambda voices, start: jax.vmap(lambda voice: audio_windows(voice, start))(voices))
+            return encoder(windows(steps, is_start))
+
+        encode = per_device(encode, P(batch_axis(steps)))
+        return encode(gather_parameters(self.audio_in), steps.astype(self.dtype), is_start)
 
     def __call__(
         self, latents: Float[Array, "b t h w c"], sigma: Float[Array, "b"], conditions: Conditions

@@ -25,7 +25,7 @@ from mi_jax.data import faces, media
 from mi_jax.data.features import Encoders, latent_mask, portrait_latents, prompt_features, to_pixels
 from mi_jax.diffusion import add_noise, sigma_schedule
 from mi_jax.errors import InputError
-from mi_jax.models.audio_encoder import audio_windows
+from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.dit import DiT
 from mi_jax.models.tiling import decode_pieces
 from mi_jax.models.wav2vec2 import hidden_states
@@ -178,14 +178,10 @@ class Avatar:
         total = (hidden.shape[1] // 2 - 1) // stride + 1
         tokens = []
         for first in range(0, total, AUDIO_CHUNK):
-            # Two latent frames of margin: a window reaches 5 steps past its frames, and the first two frames of a cut
-            # are padded like those of a clip.
-            start, end = max(0, first - 2), min(total, first + AUDIO_CHUNK + 2)
-            part = hidden[:, 2 * stride * start : 2 * (stride * (end - 1) + 1)]
-            windows = np.stack([audio_windows(states) for states in part])
-            windows = windows[:, first - start :][:, : min(AUDIO_CHUNK, total - first)]
+            length = min(AUDIO_CHUNK, total - first)
+            steps = np.stack([cut_audio(states, first, length) for states in hidden])[None]
             with self._on_mesh():
-                tokens.append(np.asarray(_encode_audio(self.dit, windows[None])[0]))
+                tokens.append(np.asarray(_encode_audio(self.dit, steps, np.float32([first == 0]))[0]))
         return np.concatenate(tokens, axis=1)
 
     def denoise(
@@ -254,8 +250,8 @@ class Avatar:
 
 
 @jax.jit
-def _encode_audio(dit: DiT, windows: Array) -> Array:
-    return dit.encode_audio(windows)
+def _encode_audio(dit: DiT, steps: Array, is_start: Array) -> Array:
+    return dit.encode_audio(steps, is_start)
 
 
 @partial(jax.jit, static_argnames=("window", "overlap", "group"), donate_argnames="latents")

@@ -17,7 +17,7 @@ from mi_jax.data.records import RecordSource
 from mi_jax.diffusion import euler_step, sample_sigma, sigma_schedule
 from mi_jax.errors import InputError
 from mi_jax.mesh import spec_of
-from mi_jax.models.audio_encoder import audio_windows
+from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.tiling import decode_latents
 from mi_jax.models.vae import VAE
@@ -107,7 +107,7 @@ class CurriculumObjective:
             image_mask=jnp.ones(batch["image_tokens"].shape[:2], bool),
             portrait=batch["portrait"],
             is_start=batch["is_start"],
-            audio=model.encode_audio(batch["audio_windows"]) if self.dit.audio else None,
+            audio=model.encode_audio(batch["audio_steps"], batch["is_start"]) if self.dit.audio else None,
             face_mask=batch["audio_mask"] if self.dit.audio else None,
         )
 
@@ -190,8 +190,8 @@ def _cut_window(
         if found > speakers:
             raise InputError(f"a record has {found} speakers, the objective takes {speakers} (--objective.speakers)")
         empty = ((0, speakers - found), (0, 0), (0, 0))
-        windows = np.stack([audio_windows(hidden)[start : start + length] for hidden in record["audio_hidden"]])
-        window["audio_windows"] = np.pad(windows, empty + ((0, 0),) * (windows.ndim - len(empty)))
+        steps = np.stack([cut_audio(hidden, start, length) for hidden in record["audio_hidden"]])
+        window["audio_steps"] = np.pad(steps, ((0, speakers - found), (0, 0), (0, 0), (0, 0)))
         everywhere = not face_masked or (found == 1 and rng.random() < whole_mask)
         masks = np.ones_like(record["face_mask"]) if everywhere else record["face_mask"]
         window["audio_mask"] = np.pad(masks, empty).astype(np.float32)

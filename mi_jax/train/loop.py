@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -65,10 +66,13 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
     if not absl.flags.FLAGS.is_parsed():
         absl.flags.FLAGS.mark_as_parsed()
     dataset = objective.dataset(config.seed)
+    sample = getattr(objective, "sample", None) if config.sample_every else None
+    preview = arrays_of(next(iter(dataset))) if sample else None
     if isinstance(dataset, grain.MapDataset):
-        threads = min(16, os.cpu_count() or 1)
+        threads = 1 if config.workers else min(16, os.cpu_count() or 1)
         # Grain's own default reads 500 batches ahead: gigabytes, when a batch is video.
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers), _end_with_parent)
     iterator = iter(dataset)
 
     # --- Checkpoints: go on where the last one stands
@@ -82,10 +86,6 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
     start = int(jax.device_get(state.step))
     if chief:
         (out_dir / "config.json").write_text(json.dumps(as_json(config), indent=2) + "\n")
-
-    # --- Something to look at: always the same examples
-    sample = getattr(objective, "sample", None) if config.sample_every else None
-    preview = arrays_of(next(iter(dataset))) if sample else None
 
     # --- The loop. It reads step k's numbers only after step k + 1 is under way, so the devices never wait for the log.
     log = RunLog(out_dir, config.name, start, config.steps) if chief else None
@@ -121,6 +121,8 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
                     raise SystemExit(128 + signal.SIGTERM)
     finally:
         checkpoints.close()  # a checkpoint under way is finished first
+        if hasattr(iterator, "close"):
+            iterator.close()  # ends Grain's processes
         if log:
             log.close()
     return state
@@ -141,6 +143,12 @@ def _sigterm() -> Iterator[Callable[[int], bool]]:
         yield lambda step: received.is_set()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _end_with_parent(*_: int) -> None:
+    """Grain's processes would outlive a trainer that was killed, and keep its pipes and memory."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def to_devices(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:

@@ -58,6 +58,7 @@ class TrainConfig(Generic[O]):
     compute_dtype: the masters are f32; the loss sees the parameters in this dtype.
     matmul_precision: JAX's, for products of f32; "bfloat16" rounds their operands, not their sums
       (`models.layers.matmul`).
+    workers: processes that read ahead and make batches, where the dataset is a `MapDataset`; 0 leaves it to threads.
     checkpoint_every, keep: steps between checkpoints, and how many of them stay.
     log_every, sample_every: steps between log lines (means over the interval) and between samples; 0 samples never.
     """
@@ -77,13 +78,22 @@ class TrainConfig(Generic[O]):
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     matmul_precision: Literal["default", "bfloat16", "float32"] = "default"
     seed: int = 0
+    workers: int = 0
     checkpoint_every: int = 1000
     keep: int = 2
     log_every: int = 10
     sample_every: int = 500
 
     def __post_init__(self):
-        at_least = {"steps": 1, "warmup_steps": 0, "checkpoint_every": 1, "keep": 1, "log_every": 1, "sample_every": 0}
+        at_least = {
+            "steps": 1,
+            "warmup_steps": 0,
+            "workers": 0,
+            "checkpoint_every": 1,
+            "keep": 1,
+            "log_every": 1,
+            "sample_every": 0,
+        }
         for field, least in at_least.items():
             if getattr(self, field) < least:
                 raise InputError(f"{self.name}: {field} is {getattr(self, field)}, must be at least {least}")

@@ -26,7 +26,6 @@ class VAEObjective:
       the latents and not their content.
     face_weight, mouth_weight: what a face pixel and the centre of a mouth count beyond the 1 of every pixel;
       mouth_radius: standard deviation of that soft disc, in mouth widths.
-    workers: processes that draw clips; 0 draws in threads of this process.
     init_from: a finished run, or a model folder, whose VAE this one starts from.
     decoder_only: keep the encoder as it is: the latents stay those that a denoiser was trained on.
     latent_noise: most noise, in standard deviations of the latents, that an example is decoded with; how much is drawn
@@ -43,7 +42,6 @@ class VAEObjective:
     face_weight: float = 1.0
     mouth_weight: float = 4.0
     mouth_radius: float = 0.6
-    workers: int = 1
     init_from: str | None = None
     decoder_only: bool = False
     latent_noise: float = 0.0
@@ -61,11 +59,7 @@ class VAEObjective:
         import grain
 
         windows = _Windows(seed=seed, frames=self.frames, seconds=self.seconds, size=self.size)
-        batches = grain.MapDataset.source(windows).repeat().batch(self.batch_size)
-        if not self.workers:
-            return batches
-        ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-        return batches.to_iter_dataset(ahead).mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers))
+        return grain.MapDataset.source(windows).repeat().batch(self.batch_size)
 
     def loss(
         self, model: VAE, batch: dict[str, Array | np.ndarray], key: jax.Array

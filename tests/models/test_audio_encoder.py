@@ -11,8 +11,8 @@ from mi_jax.models.audio_encoder import (
     AudioEncoder,
     AudioEncoderConfig,
     audio_windows,
+    cut_audio,
     token_positions,
-    window_steps,
 )
 
 TINY = AudioEncoderConfig(input_dim=32, layers=3, width=32, heads=2, depth=2)
@@ -27,8 +27,14 @@ def random_hidden(num_video_frames: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((2 * num_video_frames, 3, 32)).astype(np.float32)
 
 
-@pytest.mark.parametrize("latent_frames", [1, 2, 5])
-def test_windows_equal_a_plain_loop(latent_frames):
+def windows_of(hidden: np.ndarray, start: int = 0, length: int | None = None) -> jax.Array:
+    """Those of latent frames `start` .. of a clip, by default all of them."""
+    length = (len(hidden) - 2) // 8 + 1 if length is None else length
+    return audio_windows(jnp.asarray(cut_audio(hidden, start, length)), jnp.float32(start == 0))
+
+
+@pytest.mark.parametrize(("latent_frames", "start", "length"), [(1, 0, 1), (2, 0, 2), (5, 0, 5), (5, 1, 3), (5, 3, 2)])
+def test_windows_equal_a_plain_loop(latent_frames, start, length):
     video_frames = 4 * (latent_frames - 1) + 1
     hidden = random_hidden(video_frames)
     expected = np.zeros((latent_frames, 4, 10, 3, 32), np.float32)
@@ -37,24 +43,23 @@ def test_windows_equal_a_plain_loop(latent_frames):
             for i, step in enumerate(range(2 * frame - 4, 2 * frame + 6)):
                 if 0 <= step < len(hidden):
                     expected[k, j, i] = hidden[step]
-    windows = audio_windows(hidden)
-    assert isinstance(windows, np.ndarray)
-    np.testing.assert_array_equal(windows, expected)
-    np.testing.assert_array_equal(audio_windows(jnp.asarray(hidden)), expected)
-    assert audio_windows(hidden.astype(np.float16)).dtype == np.float16
+    np.testing.assert_array_equal(windows_of(hidden, start, length), expected[start : start + length])
+    assert cut_audio(hidden.astype(np.float16), start, length).dtype == np.float16
 
 
 def test_a_frame_sees_100_ms_to_either_side():
     """Frame 3 of latent 2 is video frame 8: it is shown from 320 to 360 ms and hears 240 to 440 ms (+ 5 ms)."""
-    steps = window_steps(3)
-    assert steps[2, 3].tolist() == list(range(12, 22))
-    assert steps[0].tolist() == [list(range(-4, 6))] * 4
+    steps = np.broadcast_to(np.arange(18, dtype=np.float32)[:, None, None], (18, 1, 1))
+    windows = windows_of(steps)[..., 0, 0]
+    assert windows[2, 3].tolist() == [12, 13, 14, 15, 16, 17, 0, 0, 0, 0]
+    assert windows[1, 3].tolist() == list(range(4, 14))
+    assert windows[0].tolist() == [[0, 0, 0, 0, 0, 1, 2, 3, 4, 5]] * 4
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, 8, 12])
 def test_steps_must_be_those_of_4k_plus_1_frames(num_steps):
     with pytest.raises(ValueError, match="4k \\+ 1"):
-        audio_windows(np.zeros((num_steps, 3, 32), np.float32))
+        cut_audio(np.zeros((num_steps, 3, 32), np.float32), 0, 1)
 
 
 def test_positions_are_a_quarter_frame_and_three_quarters_place():
@@ -72,7 +77,7 @@ def test_positions_are_a_quarter_frame_and_three_quarters_place():
 
 
 def test_shifting_the_windows_shifts_the_tokens(encoder):
-    windows = jnp.asarray(audio_windows(random_hidden(17)))
+    windows = windows_of(random_hidden(17))
     tokens = encoder(windows[None, None])
     assert tokens.shape == (1, 1, 5, 4, 32)
     np.testing.assert_allclose(encoder(windows[None, None, 1:4]), tokens[:, :, 1:4], atol=1e-6)
@@ -80,13 +85,13 @@ def test_shifting_the_windows_shifts_the_tokens(encoder):
 
 
 def test_tokens_change_only_with_their_own_windows(encoder):
-    windows = jnp.asarray(audio_windows(random_hidden(17)))
+    windows = windows_of(random_hidden(17))
     changed = encoder(windows.at[2, 1, 4].add(1.0)) != encoder(windows)
     assert np.flatnonzero(np.any(changed, axis=(1, 2))).tolist() == [2]
 
 
 def test_speakers_do_not_hear_each_other(encoder):
-    windows = jnp.stack([jnp.asarray(audio_windows(random_hidden(5, seed))) for seed in (0, 1)])
+    windows = jnp.stack([windows_of(random_hidden(5, seed)) for seed in (0, 1)])
     np.testing.assert_allclose(encoder(windows[None])[0, 1], encoder(windows[1]), atol=1e-6)
 
 
@@ -110,7 +115,7 @@ def test_attention_starts_at_each_tokens_own_frame(config):
 
 def test_half_precision_parameters_give_the_same_tokens(encoder):
     """Norms and softmax are f32 inside; the rest in bf16 costs a few per cent, and nothing is promoted on the way."""
-    windows = jnp.asarray(audio_windows(random_hidden(9)))
+    windows = windows_of(random_hidden(9))
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), encoder)
     tokens, expected = half(windows.astype(jnp.float16)), encoder(windows)
     assert tokens.dtype == jnp.bfloat16
@@ -122,7 +127,7 @@ def test_width_and_token_count_are_free():
     encoder = AudioEncoder(
         AudioEncoderConfig(input_dim=32, layers=3, width=48, tokens=6, heads=3, depth=1), rngs=nnx.Rngs(0)
     )
-    assert encoder(jnp.asarray(audio_windows(random_hidden(5)))).shape == (2, 6, 48)
+    assert encoder(windows_of(random_hidden(5))).shape == (2, 6, 48)
 
 
 def test_windows_of_another_encoder_are_refused(encoder):

@@ -16,7 +16,7 @@ import mi_jax
 from mi_jax.data import faces, media
 from mi_jax.errors import InputError
 from mi_jax.mesh import make_mesh
-from mi_jax.models.audio_encoder import audio_windows
+from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.wav2vec2 import hidden_states
 from mi_jax.sample import avatar as avatar_module
 from mi_jax.sample.avatar import Avatar, Speaker, load, mix, num_frames, save_video
@@ -120,8 +120,8 @@ def test_conditions_of_two_speakers(avatar):
     np.testing.assert_array_equal(told.face_mask[0, 0], expected)
     np.testing.assert_array_equal(told.face_mask[0, 1], np.broadcast_to([0, 0, 1, 1], (4, 4)))
     for i, samples in enumerate(voices):
-        windows = audio_windows(hidden_states(avatar.encoders.wav2vec2, samples, 13))
-        alone = avatar.dit.encode_audio(jnp.asarray(windows)[None, None])
+        steps = cut_audio(hidden_states(avatar.encoders.wav2vec2, samples, 13), 0, 4)
+        alone = avatar.dit.encode_audio(jnp.asarray(steps)[None, None], jnp.ones(1))
         np.testing.assert_allclose(told.audio[:, i], alone[:, 0], atol=1e-5)
     assert float(told.is_start[0]) == 1
     assert bool(told.image_mask.all())

@@ -12,7 +12,7 @@ from flax import nnx
 
 from mi_jax.data.records import write_records
 from mi_jax.errors import InputError
-from mi_jax.models.audio_encoder import AudioEncoderConfig, audio_windows
+from mi_jax.models.audio_encoder import AudioEncoderConfig, cut_audio
 from mi_jax.models.dit import DiTConfig
 from mi_jax.train.curriculum import CurriculumObjective, _cut_window, _euler
 
@@ -53,16 +53,14 @@ def test_windows_cut_latents_and_sound_together():
         start = next(s for s in range(6) if np.array_equal(window["latents"], clip["latents"][s : s + 4]))
         starts.add(start)
         assert window["is_start"] == (start == 0)
-        np.testing.assert_array_equal(
-            window["audio_windows"][0], audio_windows(clip["audio_hidden"][0])[start : start + 4]
-        )
+        np.testing.assert_array_equal(window["audio_steps"][0], cut_audio(clip["audio_hidden"][0], start, 4))
         np.testing.assert_array_equal(window["portrait"], clip["portrait"].astype(np.float32))
         np.testing.assert_array_equal(window["audio_mask"], clip["face_mask"])
     assert starts == set(range(6))
     assert _cut_window(clip, rng, length=4, mid_clip=0.5, speakers=1, whole_mask=1.0)["audio_mask"].min() == 1
     whole = _cut_window(clip, rng, length=9, mid_clip=1.0, speakers=0)
     assert whole["is_start"] == 1
-    assert "audio_windows" not in whole
+    assert "audio_steps" not in whole
 
 
 def test_speakers_keep_their_own_sound_and_place():
@@ -72,9 +70,9 @@ def test_speakers_keep_their_own_sound_and_place():
     np.testing.assert_array_equal(window["audio_mask"][:2], two["face_mask"])
     np.testing.assert_array_equal(window["face_mask"], two["face_mask"].max(0))
     for k in range(2):
-        np.testing.assert_array_equal(window["audio_windows"][k], audio_windows(two["audio_hidden"][k]))
+        np.testing.assert_array_equal(window["audio_steps"][k], cut_audio(two["audio_hidden"][k], 0, 9))
     assert not window["audio_mask"][2].any()
-    assert not window["audio_windows"][2].any()
+    assert not window["audio_steps"][2].any()
     # A speaker who is nowhere changes nothing.
     objective = CurriculumObjective(dit=TINY, records="")
     model = objective.init(jax.random.key(0))
@@ -167,7 +165,7 @@ def test_stage_2_at_13b_and_720p_is_traced_without_an_array():
         "is_start": shape(1, dtype=jnp.float32),
         "face_mask": shape(1, 90, 160, dtype=jnp.float32),
         "audio_mask": shape(1, 1, 90, 160, dtype=jnp.float32),
-        "audio_windows": shape(1, 1, 33, 4, 10, 13, 768),
+        "audio_steps": shape(1, 1, 8 * 33 + 8, 13, 768),
         "image_tokens": shape(1, 144, 4096),
         "text_tokens": shape(1, 256, 4096),
         "text_mask": shape(1, 256, dtype=bool),

@@ -113,7 +113,9 @@ def finished(tmp_path_factory):
 def killed_run(out_dir):
     """Dies at step 60, while the checkpoint of step 60 is being written."""
     objective = Regression(die=not (pathlib.Path(out_dir) / "checkpoints").exists())
-    return config(objective, steps=100, checkpoint_every=20, sample_every=60, decay_fraction=0.5, warmup_steps=10)
+    return config(
+        objective, steps=100, checkpoint_every=20, sample_every=60, decay_fraction=0.5, warmup_steps=10, workers=2
+    )
 
 
 def test_resumed_after_sigkill_is_bitwise_the_unbroken_run(tmp_path):

@@ -28,7 +28,7 @@ def batch() -> dict[str, np.ndarray]:
         "is_start": mask(B),
         "face_mask": mask(B, H, W),
         "audio_mask": mask(B, 2, H, W),
-        "audio_windows": normal(B, 2, T, 4, 10, audio.layers, audio.input_dim),
+        "audio_steps": normal(B, 2, 8 * T + 8, audio.layers, audio.input_dim),
         "text_tokens": normal(B, 5, TALKING.text_dim),
         "text_mask": np.arange(5)[None] < rng.integers(1, 6, B)[:, None],
         "text_pooled": normal(B, TALKING.pooled_dim),

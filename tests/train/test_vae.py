@@ -16,7 +16,7 @@ from mi_jax.train.vae import VAEObjective, measure_scaling_factor, mouth_disc, p
 from mi_jax.weights.native import save_model
 
 TINY = dataclasses.replace(VAEConfig.puppet(), widths=(12, 16, 16, 16), latent_channels=4)
-OBJECTIVE = VAEObjective(vae=TINY, batch_size=2, frames=5, size=32, seconds=0.68, workers=0)
+OBJECTIVE = VAEObjective(vae=TINY, batch_size=2, frames=5, size=32, seconds=0.68)
 
 
 def example(seed=0, b=2, f=5, size=32):
