@@ -19,6 +19,7 @@ config = TrainConfig(
     weight_decay=0.01,
     clip_norm=1.0,
     ema_decay=0.998,
+    workers=1,
     checkpoint_every=200,
     log_every=10,
     sample_every=250,
