@@ -10,6 +10,7 @@ A Python loop on the host runs one jitted function per tile shape and keeps resu
 bounded by one tile, and nothing that is compiled grows with the video.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mi_jax.errors import InputError
-from mi_jax.models.vae import VAE
+from mi_jax.models.vae import VAE, VAEConfig
 
 
 @jax.jit
@@ -79,9 +80,8 @@ def _temporal(run: Callable, x: np.ndarray, tile: int, step: int, out_step: int)
         earlier = y
 
 
-def _steps(vae: VAE) -> tuple[int, int, int, int]:
+def _steps(c: VAEConfig) -> tuple[int, int, int, int]:
     """Tile and step in pixels, tile and step in frames."""
-    c = vae.config
     size, frames = c.tile_size, c.tile_frames
     # Steps are whole latents.
     step = int(size // c.spatial_stride * (1 - c.tile_overlap)) * c.spatial_stride
@@ -103,7 +103,7 @@ def encode_tiled(
     _, f, height, width, _ = video.shape
     if height % s or width % s or f % st != 1 % st:
         raise InputError(f"video: {f} frames of {height}x{width} pixels; expected {st}k + 1 frames of multiples of {s}")
-    size, step, frames, frame_step = _steps(vae)
+    size, step, frames, frame_step = _steps(vae.config)
 
     def tile(x):
         return _spatial(lambda x: np.asarray(_encode(vae, jnp.asarray(x))), x, size, step, step // s)
@@ -120,7 +120,7 @@ def decode_pieces(
     """Decodes unscaled latents of any length and size, and yields the video's frames in order, a few at a time."""
     s, st = vae.config.spatial_stride, vae.config.temporal_stride
     _, t, h, w, _ = latents.shape
-    size, step, frames, frame_step = _steps(vae)
+    size, step, frames, frame_step = _steps(vae.config)
 
     def tile(z):
         return _spatial(lambda z: np.asarray(_decode(vae, jnp.asarray(z))), z, size // s, step // s, step)
@@ -146,3 +146,25 @@ def encode_latents(vae: VAE, video: Float[Array | np.ndarray, "b f H W 3"]) -> F
 def decode_latents(vae: VAE, latents: Float[Array | np.ndarray, "b t h w c"]) -> Float[np.ndarray, "b f H W 3"]:
     """Inverse of `encode_latents`: video around [-1, 1], not clipped."""
     return decode_tiled(vae, latents / np.float32(vae.config.scaling_factor))
+
+
+def tile_shapes(config: VAEConfig, video: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """(frames, height, width) of every tile that a video of such a shape is encoded in."""
+    size, step, frames, frame_step = _steps(config)
+    cuts = [_cuts(video[0], frames + 1, frame_step)]
+    cuts += [_cuts(side, size, step) if max(video[1:]) > size else [side] for side in video[1:]]
+    return list(itertools.product(*cuts))
+
+
+def latent_tile_shapes(config: VAEConfig, latents: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """(t, h, w) of every tile that latents of such a shape are decoded in."""
+    size, step, frames, frame_step = _steps(config)
+    s, st = config.spatial_stride, config.temporal_stride
+    cuts = [_cuts(latents[0], frames // st + 1, frame_step // st)]
+    cuts += [_cuts(side, size // s, step // s) if max(latents[1:]) > size // s else [side] for side in latents[1:]]
+    return list(itertools.product(*cuts))
+
+
+def _cuts(length: int, tile: int, step: int) -> list[int]:
+    """Lengths of the tiles along an axis; one, where it covers all."""
+    return [min(tile, length - i) for i in range(0, length, step)] if length > tile else [length]

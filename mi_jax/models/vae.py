@@ -186,7 +186,8 @@ class MidBlock(nnx.Module):
         return self.after(self.attention(self.before(x)))
 
 
-def _kernel_between(time_kernel: int, strides: Triple) -> Triple:
+def kernel_between(time_kernel: int, strides: Triple) -> Triple:
+    """Extent of the convolution between two levels, of which the finer has `time_kernel`."""
     return (3 if strides[0] > 1 else time_kernel, 3, 3)
 
 
@@ -210,7 +211,7 @@ class Encoder(nnx.Module):
         )
         self.downs = nnx.List(
             [
-                CausalConv3d(c, c, _kernel_between(kt, s), s, zero=config.shortcuts, rngs=rngs)
+                CausalConv3d(c, c, kernel_between(kt, s), s, zero=config.shortcuts, rngs=rngs)
                 for c, kt, s in zip(widths[:-1], config.time_kernels[:-1], config.strides, strict=True)
             ]
         )
@@ -251,7 +252,7 @@ class Decoder(nnx.Module):
         )
         self.ups = nnx.List(
             [
-                CausalConv3d(c, c, _kernel_between(kt, s), zero=config.shortcuts, rngs=rngs)
+                CausalConv3d(c, c, kernel_between(kt, s), zero=config.shortcuts, rngs=rngs)
                 for c, kt, s in zip(widths[:-1], config.time_kernels[-2::-1], config.decoder_strides, strict=True)
             ]
         )
