@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
 from mi_jax.data import puppet_backgrounds, puppet_looks, puppet_motion
+from mi_jax.data.batches import batches
 from mi_jax.data.puppet_prompts import vocabulary, write_prompt
 from mi_jax.data.puppets import draw_portrait
 from mi_jax.mesh import gather_parameters
@@ -124,13 +125,13 @@ class AttributeObjective:
         make = lambda key: AttributeReader(self.mllm, DIRECTIONS, LOOKS, len(BOX_MEAN), rngs=nnx.Rngs(key))  # noqa: E731
         return jax.jit(make)(key)
 
-    def dataset(self, seed: int) -> grain.IterDataset:
+    def dataset(self, seed: int, share: int = 0, shares: int = 1) -> grain.IterDataset:
         """Puppets without end; the test split has other faces, in wordings as they are given, unstrewn."""
         puppet_prompter(self.mllm)  # made here, because transformers' lazy imports do not bear two threads at once
         indices = grain.MapDataset.range(self.portraits).seed(seed).shuffle().repeat()
-        batches = indices.random_map(self._example).batch(self.batch_size).map(self._tokenize)
+        drawn = batches(indices.random_map(self._example), self.batch_size, share, shares).map(self._tokenize)
         # Drawing is Python: more threads would not draw faster.
-        return batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+        return drawn.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
 
     def _example(self, index: int, rng: np.random.Generator) -> dict:
         """A portrait of the pool, directed anew."""

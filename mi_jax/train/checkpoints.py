@@ -35,8 +35,11 @@ def open_checkpoints(out_dir: pathlib.Path, keep: int) -> ocp.training.Checkpoin
 
 def save(checkpoints: ocp.training.Checkpointer, step: int, state: TrainState, iterator: Any) -> None:
     """Starts the write of a checkpoint; returns once the state may be donated. Waits for the one before, if need be."""
-    content = {"state": named_leaves(state), "data": iterator}
-    checkpoints.save_checkpointables_async(step, content, force=True)
+    # The place in the data is the same for every process: one may be saved for any number of them.
+    place = json.dumps(iterator.get_state())
+    checkpoints.save_checkpointables_async(
+        step, {"state": named_leaves(state)}, force=True, custom_metadata={"data": place}
+    )
 
 
 def restore(checkpoints: ocp.training.Checkpointer, state: TrainState, iterator: Any) -> TrainState:
@@ -47,8 +50,10 @@ def restore(checkpoints: ocp.training.Checkpointer, state: TrainState, iterator:
     """
     wanted = {name: _abstract(leaf) for name, leaf in named_leaves(state).items()}
     latest = checkpoints.latest
-    check_leaves(ocp.metadata(latest.path).metadata, wanted, str(latest.path))
-    found = checkpoints.load_checkpointables(latest, {"state": wanted, "data": iterator})["state"]
+    saved = ocp.metadata(latest.path)
+    check_leaves(saved.metadata, wanted, str(latest.path))
+    iterator.set_state(json.loads(saved.custom_metadata["data"]))
+    found = checkpoints.load_checkpointables(latest, {"state": wanted})["state"]
     return jax.tree.unflatten(jax.tree.structure(state), [found[name] for name in wanted])
 
 

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from mi_jax.conditions import Conditions
+from mi_jax.data.batches import batches
 from mi_jax.data.features import to_pixels
 from mi_jax.data.records import RecordSource
 from mi_jax.diffusion import euler_step, sample_sigma, sigma_schedule
@@ -64,7 +65,7 @@ class CurriculumObjective:
         model = sharded_init(lambda key: DiT(self.dit, rngs=nnx.Rngs(key)), key)
         return model if self.init_from is None else warm_start(model, self.init_from, "dit")
 
-    def dataset(self, seed: int) -> grain.MapDataset:
+    def dataset(self, seed: int, share: int = 0, shares: int = 1) -> grain.MapDataset:
         """Batches of windows, any step of which can be drawn on its own; the mixture of lengths is fixed by
         the seed."""
         sources = _open_records([self.records] if isinstance(self.records, str) else self.records)
@@ -80,7 +81,7 @@ class CurriculumObjective:
                 whole_mask=self.whole_mask,
             )
             clips = records.seed(seed + i).shuffle().repeat()
-            kinds.append(clips.random_map(cut).batch(batch, drop_remainder=True))
+            kinds.append(batches(clips.random_map(cut), batch, share, shares))
         return grain.MapDataset.mix(kinds, weights=self.window_weights) if len(kinds) > 1 else kinds[0]
 
     def loss(

@@ -43,7 +43,7 @@ def train(config: TrainConfig, out_dir: str | pathlib.Path) -> TrainState:
       InputError: `out_dir` cannot be written or holds checkpoints of another config; the dataset ends, or its batch
         does not divide over the devices.
     """
-    mesh = make_mesh()
+    mesh = make_mesh(seq=config.seq)
     # Axes of size one lay nothing out; kept out of the types, they ask nothing of a model that runs on one device.
     with jax.set_mesh(mesh), jax.remove_size_one_mesh_axis_from_type(True):
         return _train(config, pathlib.Path(out_dir), mesh)
@@ -65,7 +65,8 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
     # Grain's worker processes ask absl for flags, which only an absl program has parsed.
     if not absl.flags.FLAGS.is_parsed():
         absl.flags.FLAGS.mark_as_parsed()
-    dataset = objective.dataset(config.seed)
+    share, shares = share_of_batch(mesh)
+    dataset = objective.dataset(config.seed, share, shares)
     sample = getattr(objective, "sample", None) if config.sample_every else None
     preview = arrays_of(next(iter(dataset))) if sample else None
     if isinstance(dataset, grain.MapDataset):
@@ -93,7 +94,7 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
     try:
         with _sigterm() as asked_to_stop:
             for step in range(start, config.steps):
-                batch = to_devices(_next(iterator, step), mesh)
+                batch = to_devices(_next(iterator, step), mesh, shares)
                 with jax.transfer_guard_host_to_device("disallow"):
                     state, metrics = step_fn(state, frozen, batch)
                 done, last, stop = step + 1, step + 1 == config.steps, asked_to_stop(step + 1)
@@ -114,9 +115,13 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
 
                 if done % config.checkpoint_every == 0 or last or stop:
                     ckpt.save(checkpoints, done, state, iterator)
-                if log and sample and (done % config.sample_every == 0 or last):
-                    averaged = nnx.merge(graph, *gather_parameters((state.ema, frozen)))
-                    log.samples(done, sample(averaged, preview, jax.random.fold_in(step_key, done)))
+                if sample and (done % config.sample_every == 0 or last):
+                    averaged = gather_parameters((state.ema, frozen))  # all processes take part in it
+                    if log:
+                        here = jax.tree.map(lambda leaf: leaf.addressable_data(0), (averaged, step_key))
+                        with jax.set_mesh(make_mesh(data=1, devices=jax.local_devices()[:1])):
+                            averaged, key = nnx.merge(graph, *here[0]), jax.random.fold_in(here[1], done)
+                            log.samples(done, sample(averaged, preview, key))
                 if stop and not last:
                     raise SystemExit(128 + signal.SIGTERM)
     finally:
@@ -151,11 +156,25 @@ def _end_with_parent(*_: int) -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def to_devices(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+def share_of_batch(mesh: Mesh) -> tuple[int, int]:
+    """Which share of every batch this process draws, and how many there are: the rows of its devices along `data`."""
+    rows = mesh.shape["data"]
+    own = NamedSharding(mesh, P("data")).addressable_devices_indices_map((rows,)).values()
+    own = sorted({index[0].indices(rows)[0] for index in own})
+    if rows % len(own) or own[0] % len(own) or own != list(range(own[0], own[0] + len(own))):
+        raise InputError(f"a process has rows {own} of the {rows} along `data`: not an equal share in one piece")
+    return own[0] // len(own), rows // len(own)
+
+
+def to_devices(batch: dict[str, Any], mesh: Mesh, shares: int = 1) -> dict[str, jax.Array]:
     """This process's share of a batch, as global arrays split over `data` along their first axis; text is dropped."""
     sharding = NamedSharding(mesh, P("data"))
+
+    def place(x):
+        return jax.make_array_from_process_local_data(sharding, x, (len(x) * shares, *x.shape[1:]))
+
     try:
-        return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in arrays_of(batch).items()}
+        return {name: place(x) for name, x in arrays_of(batch).items()}
     except ValueError as error:
         shapes = {name: x.shape for name, x in arrays_of(batch).items()}
         raise InputError(f"a batch of {shapes} does not divide over data={mesh.shape['data']}: {error}") from None

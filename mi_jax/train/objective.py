@@ -27,9 +27,12 @@ class Objective(Protocol):
         """The module at step 0, all parameters f32. The same key must give the same module."""
         ...
 
-    def dataset(self, seed: int) -> Iterable[dict[str, Any]]:
+    def dataset(self, seed: int, share: int = 0, shares: int = 1) -> Iterable[dict[str, Any]]:
         """A Grain dataset (`MapDataset` or `IterDataset`) of batches, without end: dicts of NumPy arrays whose first
-        axis is the batch. Entries that are not numeric arrays (names, prompts) are dropped before the step."""
+        axis is the batch. Entries that are not numeric arrays (names, prompts) are dropped before the step.
+
+        With several shares, only this one's rows of every batch (`data.batches.batches`): a process of a large run
+        draws no others."""
         ...
 
     def loss(
@@ -58,6 +61,8 @@ class TrainConfig(Generic[O]):
     compute_dtype: the masters are f32; the loss sees the parameters in this dtype.
     matmul_precision: JAX's, for products of f32; "bfloat16" rounds their operands, not their sums
       (`models.layers.matmul`).
+    accumulate: parts that every batch is split into, one after the other; their gradients' mean is one step's.
+    seq: devices that share the tokens of one example (`make_mesh`); the others share the batch.
     workers: processes that read ahead and make batches, where the dataset is a `MapDataset`; 0 leaves it to threads.
     checkpoint_every, keep: steps between checkpoints, and how many of them stay.
     log_every, sample_every: steps between log lines (means over the interval) and between samples; 0 samples never.
@@ -78,6 +83,8 @@ class TrainConfig(Generic[O]):
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     matmul_precision: Literal["default", "bfloat16", "float32"] = "default"
     seed: int = 0
+    accumulate: int = 1
+    seq: int = 1
     workers: int = 0
     checkpoint_every: int = 1000
     keep: int = 2
@@ -88,6 +95,8 @@ class TrainConfig(Generic[O]):
         at_least = {
             "steps": 1,
             "warmup_steps": 0,
+            "accumulate": 1,
+            "seq": 1,
             "workers": 0,
             "checkpoint_every": 1,
             "keep": 1,

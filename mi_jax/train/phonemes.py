@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from mi_jax.data import puppet_speech
+from mi_jax.data.batches import batches
 from mi_jax.data.puppet_speech import FPS, PHONEME_CLASSES, SAMPLE_RATE
 from mi_jax.mesh import gather_parameters
 from mi_jax.models.stack import stack_layers
@@ -118,9 +119,10 @@ class PhonemeObjective:
     def init(self, key: Key[Array, ""]) -> PhonemeModel:
         return PhonemeModel(self.wav2vec2, rngs=nnx.Rngs(key))
 
-    def dataset(self, seed: int) -> grain.MapDataset:
+    def dataset(self, seed: int, share: int = 0, shares: int = 1) -> grain.MapDataset:
         """Clips that do not come again: any of a billion, in order, each with a voice and sentences of its own."""
-        return grain.MapDataset.source(self._source(10**9, seed, "train", self.speed)).batch(self.batch_size)
+        clips = grain.MapDataset.source(self._source(10**9, seed, "train", self.speed))
+        return batches(clips, self.batch_size, share, shares)
 
     def held_out(self, count: int, seed: int = 0) -> grain.MapDataset:
         """`count` clips of voices, variants and sentences that training never hears, in batches."""

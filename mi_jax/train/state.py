@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
-from mi_jax.mesh import parameter_spec, spec_of
+from mi_jax.errors import InputError
+from mi_jax.mesh import batch_axis, parameter_spec, per_device, spec_of
 from mi_jax.train.objective import Objective, TrainConfig, learning_rate
 
 MUON_RMS = 0.2
@@ -125,6 +127,28 @@ def _update(optimizer: optax.GradientTransformation, grads: Any, opt_state: Any,
     return jax.sharding.auto_axes(lambda *told: optimizer.update(*told), out_sharding=specs)(grads, opt_state, params)
 
 
+def _accumulated(grad: Callable, parts: int, params: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
+    """What `grad` gives, as the mean over the parts of a batch, one at a time in memory. Each part has its own key."""
+    if parts == 1:
+        return grad(params, frozen, batch, key)
+    axis = batch_axis(jax.tree.leaves(batch)[0])
+
+    def split(batch):
+        rows = len(jax.tree.leaves(batch)[0])
+        if rows % parts:
+            raise InputError(f"accumulate is {parts}, which does not divide the {rows} examples of one device")
+        return jax.tree.map(lambda x: x.reshape(parts, rows // parts, *x.shape[1:]), batch)
+
+    def add(total, told):
+        number, part = told
+        values, grads = grad(params, frozen, part, jax.random.fold_in(key, number))
+        return jax.tree.map(jnp.add, total, grads), values
+
+    told = jnp.arange(parts), per_device(split, P(None, axis))(batch)
+    grads, values = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), told)
+    return jax.tree.map(jnp.mean, values), jax.tree.map(lambda total: total / parts, grads)
+
+
 def make_step(config: TrainConfig, graph: Any) -> Callable:
     """`step(state, frozen, batch) -> (state, metrics)`, jitted; `state` is donated. Compiled once per batch shape."""
     optimizer, rate = make_optimizer(config), learning_rate(config)
@@ -137,7 +161,9 @@ def make_step(config: TrainConfig, graph: Any) -> Callable:
     def step(state: TrainState, frozen: Any, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         with jax.default_matmul_precision(config.matmul_precision):
-            (loss, extras), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params, frozen, batch, key)
+            (loss, extras), grads = _accumulated(
+                jax.value_and_grad(mean_loss, has_aux=True), config.accumulate, state.params, frozen, batch, key
+            )
         norm, lr = optax.tree.norm(grads), rate(state.step)
 
         with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction raises a float to an int32 power

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mi_jax.data.batches import batches
 from mi_jax.mesh import gather_parameters
 from mi_jax.models.vae import VAE, VAEConfig
 from mi_jax.train.checkpoints import warm_start
@@ -54,12 +55,12 @@ class VAEObjective:
     def trainable(self, path: tuple[str | int, ...]) -> bool:
         return not self.decoder_only or path[0] in ("post_quant_conv", "decoder")
 
-    def dataset(self, seed: int) -> Iterable[dict[str, Any]]:
+    def dataset(self, seed: int, share: int = 0, shares: int = 1) -> Iterable[dict[str, Any]]:
         """Batches without end: video uint8 [b f H W 3], mouth f32 [b f 4] (opening, width, x, y), mask bool [b H W]."""
         import grain
 
         windows = _Windows(seed=seed, frames=self.frames, seconds=self.seconds, size=self.size)
-        return grain.MapDataset.source(windows).repeat().batch(self.batch_size)
+        return batches(grain.MapDataset.source(windows).repeat(), self.batch_size, share, shares)
 
     def loss(
         self, model: VAE, batch: dict[str, Array | np.ndarray], key: jax.Array

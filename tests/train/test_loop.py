@@ -49,13 +49,14 @@ class Regression:
     def trainable(self, path):
         return path[0] != self.frozen
 
-    def dataset(self, seed):
+    def dataset(self, seed, share=0, shares=1):
         def draw(i, rng):
             x = rng.normal(size=(self.lengths[i % len(self.lengths)], self.batch, 3)).astype(np.float32)
+            x = np.array_split(x, shares, axis=1)[share]
             if i in self.poisoned:
                 x[0, 0, 0] = np.nan
             x = np.moveaxis(x, 1, 0)
-            return {"x": x, "y": np.sin(x.sum(-1, keepdims=True)), "name": np.array([str(i)] * self.batch)}
+            return {"x": x, "y": np.sin(x.sum(-1, keepdims=True)), "name": np.array([str(i)] * x.shape[0])}
 
         # Shuffled, unless a test speaks of certain batches.
         indices = grain.MapDataset.range(self.batches or 10_000).seed(seed)
@@ -95,7 +96,7 @@ def rows(out_dir):
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     """The laws do not depend on the mesh, and one device compiles faster; `monkeypatch.undo()` gives all 8 back."""
-    monkeypatch.setattr("mi_jax.train.loop.make_mesh", lambda: make_mesh(devices=jax.devices()[:1]))
+    monkeypatch.setattr("mi_jax.train.loop.make_mesh", lambda **_: make_mesh(devices=jax.devices()[:1]))
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def finished(tmp_path_factory):
     """(config, folder, state) of a run that is done. Nothing may change the folder."""
     settings, out = config(steps=20, keep=2, sample_every=10), tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mi_jax.train.loop.make_mesh", lambda: make_mesh(devices=jax.devices()[:1]))
+        patch.setattr("mi_jax.train.loop.make_mesh", lambda **_: make_mesh(devices=jax.devices()[:1]))
         return settings, out, train(settings, out)
 
 
@@ -210,6 +211,21 @@ def test_params_and_ema_equal_optax_adamw_by_hand_over_8_devices(tmp_path, monke
     for ours, reference in ((state.params, params), (state.ema, ema)):
         for name, leaf in named_leaves(reference).items():
             np.testing.assert_allclose(named_leaves(ours)[name], leaf, rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, monkeypatch, devices):
+    monkeypatch.setattr("mi_jax.train.loop.make_mesh", lambda **_: make_mesh(devices=jax.devices()[:devices]))
+    objective = Regression(batch=16, noise=0.0)
+    whole = train(config(objective, steps=3), tmp_path / "whole")
+    parts = train(config(objective, steps=3, accumulate=2), tmp_path / "parts")
+    for ours, theirs in zip(jax.tree.leaves(parts.params), jax.tree.leaves(whole.params), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+        assert ours.sharding.is_equivalent_to(theirs.sharding, ours.ndim)
+    for ours, theirs in zip(rows(tmp_path / "parts"), rows(tmp_path / "whole"), strict=True):
+        np.testing.assert_allclose(float(ours["grad_norm"]), float(theirs["grad_norm"]), rtol=1e-4)
+    with pytest.raises(InputError, match=r"accumulate is 3, which does not divide the \d+ examples"):
+        train(config(objective, steps=3, accumulate=3), tmp_path / "odd")
 
 
 def test_learning_rate_warms_up_stays_flat_and_decays():
