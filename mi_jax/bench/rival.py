@@ -71,8 +71,8 @@ def cores() -> int:
 
 
 class Rival:
-    """A started child process, warmed up. `run()` returns the seconds of one run, `about` says on what; use it in a
-    `with`."""
+    """A started child process, warmed up. `run()` keeps the seconds of one run in `seconds` and the processor's in
+    `processor_seconds`; `about` says on what. Use it in a `with`."""
 
     def __init__(self, told: dict[str, Any]):
         self._process = subprocess.Popen(
@@ -81,11 +81,17 @@ class Rival:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # OpenMP's threads spin where they wait: with other work beside, PyTorch then takes several times as long.
+            env={"OMP_WAIT_POLICY": "passive", **os.environ},
         )
+        self.seconds: list[float] = []
+        self.processor_seconds: list[float] = []
         self.about = self._ask(json.dumps(told))
 
-    def run(self) -> float:
-        return self._ask("run")["seconds"]
+    def run(self) -> None:
+        answer = self._ask("run")
+        self.seconds.append(answer["seconds"])
+        self.processor_seconds.append(answer["processor_seconds"])
 
     def _ask(self, line: str) -> dict[str, Any]:
         """Raises ChildProcessError with the last it said, if the child has ended."""

@@ -332,10 +332,6 @@ def sampler_work(preset: Preset, *, batch: int, dtype: jnp.dtype, window: int, o
     """Latents of a whole video from noise: every step, every window, and the branches of guidance by voice and text
     (all, no voice, none; without audio attention: all and none)."""
     grid, steps = token_grid(preset), preset.steps
-    if steps < 1:
-        raise InputError(f"steps is {steps}, at least 1 is needed")
-    if group < 1:
-        raise InputError(f"group is {group}, at least 1 window is computed at a time")
     windows = len(plan_windows(grid[0], window, overlap))
     graph, weights = draw_state(_build(preset), dtype)
     weighted = {"audio": 4.0, "text": 4.0} if preset.dit.audio else {"audio": 4.0, "two_fold_above": -1.0}
