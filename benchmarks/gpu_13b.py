@@ -100,8 +100,8 @@ def main() -> None:
                 found["left_out"] = f"{left():.0f} s left of the budget after compiling"
                 keep(f"{case}: left out, {found['left_out']}")
                 continue
-            seconds = measure.time_work(work, compiled, REPEATS, go_on=lambda longest: left() > 1.1 * longest)
-            found |= {"seconds": seconds, **measure.summary(seconds, work.flops, ceiling), **measure.memory(compiled)}
+            seconds, spent = measure.time_work(work, compiled, REPEATS, go_on=lambda longest: left() > 1.1 * longest)
+            found |= {**measure.summary(seconds, spent, work.flops, ceiling), **measure.memory(compiled)}
             keep(
                 f"{case}: {found['median_seconds']:.3f} s median, {found['least_seconds']:.3f} s least of "
                 f"{found['repeats']}, {found['tflop']:.1f} TFLOP, {found['tflop_per_second']:.0f} TFLOP/s, "

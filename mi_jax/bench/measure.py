@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from mi_jax.bench.workloads import Work
 
@@ -32,6 +33,7 @@ def use_compilation_cache(folder: str | os.PathLike | None = None) -> pathlib.Pa
     path = pathlib.Path(told).expanduser()
     path.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(path))
+    compilation_cache.reset_cache()  # it may have been opened elsewhere, or not at all, by an earlier program
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return path
@@ -70,19 +72,23 @@ def time_work(
     *,
     between: Callable[[], None] = lambda: None,
     go_on: Callable[[float], bool] = lambda longest: True,
-) -> list[float]:
-    """Seconds of each of `repeats` runs, after one that does not count.
+) -> tuple[list[float], list[float]]:
+    """Seconds of each of `repeats` runs, after one that does not count, and the processor seconds this process spent.
+
+    On a CPU that other work shares, processor seconds say more than seconds.
 
     between: done before every run that counts. go_on: asked before each after the first, with the longest so far [s].
     """
     check_finite(work, work.run(*compiled))
     seconds: list[float] = []
+    spent: list[float] = []
     while len(seconds) < repeats and (not seconds or go_on(max(seconds))):
         between()
-        start = time.perf_counter()
+        start, start_spent = time.perf_counter(), time.process_time()
         work.run(*compiled)
         seconds.append(time.perf_counter() - start)
-    return seconds
+        spent.append(time.process_time() - start_spent)
+    return seconds, spent
 
 
 def check_finite(work: Work, result: Any) -> None:
@@ -92,17 +98,20 @@ def check_finite(work: Work, result: Any) -> None:
             raise FloatingPointError(f"{work.name}: the result is not finite")
 
 
-def summary(seconds: list[float], flops: float, ceiling: float | None) -> dict[str, Any]:
-    """Median and least seconds, TFLOP, TFLOP/s and MFU by the median. `ceiling` [FLOP/s]."""
+def summary(seconds: list[float], spent: list[float], flops: int, ceiling: float) -> dict[str, Any]:
+    """Median and least seconds, TFLOP, TFLOP/s and MFU by the median; processor seconds. `ceiling` [FLOP/s]."""
     median = statistics.median(seconds)
-    found = {
+    return {
+        "seconds": seconds,
+        "processor_seconds": spent,
+        "median_processor_seconds": round(statistics.median(spent), 5),
         "median_seconds": round(median, 5),
         "least_seconds": round(min(seconds), 5),
         "repeats": len(seconds),
         "tflop": flops / 1e12,
         "tflop_per_second": flops / median / 1e12,
+        "mfu": flops / median / ceiling,
     }
-    return found if ceiling is None else found | {"mfu": flops / median / ceiling}
 
 
 def memory(compiled: list[Any]) -> dict[str, int]:
@@ -122,9 +131,12 @@ def memory(compiled: list[Any]) -> dict[str, int]:
     return found
 
 
-def matmul_ceiling(dtype: jnp.dtype, *, size: int | None = None, rounds: int = 5, calls: int = 10) -> float:
+def matmul_ceiling(dtype: jnp.dtype, *, size: int | None = None) -> float:
     """FLOP/s of the best of some rounds of a square matrix product on random data, one device."""
-    size = size or CEILING_SIZE.get(jax.default_backend(), 4096)
+    backend = jax.default_backend()
+    size = size or CEILING_SIZE.get(backend, 4096)
+    # On a CPU, other work comes and goes: many short rounds meet a quiet moment.
+    rounds, calls = (30, 1) if backend == "cpu" else (5, 10)
     a = jnp.asarray(np.random.default_rng(0).standard_normal((size, size), np.float32).astype(dtype))
     b = a.T + 0  # its own buffer
     product = jax.jit(jnp.matmul).lower(a, b).compile()

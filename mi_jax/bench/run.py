@@ -1,12 +1,211 @@
 """One bench, from its options to its result."""
 
+import dataclasses
 import datetime
+import json
+import math
 import os
 import pathlib
 import platform
-from typing import Any
+import re
+import statistics
+from collections.abc import Callable
+from typing import Any, Literal
 
+import flax
 import jax
+import jax.numpy as jnp
+
+from mi_jax.bench import measure, rival, workloads
+from mi_jax.bench.workloads import Preset, Work
+from mi_jax.errors import InputError
+from mi_jax.models.attention import Implementation
+from mi_jax.sample.windows import plan_windows
+
+What = Literal["dit", "step", "vae", "sampler"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured. None takes the preset's size, and float32 on a CPU, else bfloat16.
+
+    height, width: pixels. steps, window, overlap, group: of the sampler (`mi_jax.sample.sliding_window`).
+    compiled_rival: PyTorch's torch.compile for the rival.
+    """
+
+    what: What
+    preset: str = "puppet"
+    height: int | None = None
+    width: int | None = None
+    latent_frames: int | None = None
+    batch: int = 1
+    dtype: Literal["float32", "bfloat16"] | None = None
+    attention: Implementation = "auto"
+    repeats: int = 5
+    against: Literal["diffusers"] | None = None
+    compiled_rival: bool = False
+    steps: int | None = None
+    window: int = 33
+    overlap: int = 8
+    group: int = 1
+
+    def sized_preset(self) -> Preset:
+        """The preset with these sizes.
+
+        Raises:
+          InputError: no such preset, or numbers that nothing can be measured with.
+        """
+        known = workloads.presets()
+        if self.preset not in known:
+            raise InputError(f"no preset {self.preset!r}; there are {', '.join(known)}")
+        for name in ("batch", "repeats"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, at least 1 is needed")
+        given = {name: getattr(self, name) for name in ("height", "width", "latent_frames", "steps")}
+        given = {name: value for name, value in given.items() if value is not None}
+        preset = workloads.with_attention(dataclasses.replace(known[self.preset], **given), self.attention)
+        grid = (workloads.latent_grid if self.what == "vae" else workloads.token_grid)(preset)
+        if self.what == "sampler":
+            if min(preset.steps, self.group) < 1:
+                raise InputError(f"{preset.steps} steps, {self.group} windows at a time: at least 1 is needed")
+            plan_windows(grid[0], self.window, self.overlap)
+        return preset
+
+
+def bench(options: Options, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Measures one thing and returns a record of it that JSON can hold; `say` gets lines for people as they are known.
+
+    Seconds, TFLOP by formula, TFLOP/s, MFU against a matrix product measured in the same run, memory, compile times;
+    with a rival, its seconds, run alternately with ours, and the ratio.
+
+    Raises:
+      InputError: options that cannot be measured, among them a model that this device cannot hold.
+    """
+    preset = options.sized_preset()
+    if options.against is not None:
+        rival.check(options.what, preset)
+    accelerated = jax.default_backend() != "cpu"
+    dtype = jnp.dtype(options.dtype or ("bfloat16" if accelerated else "float32"))
+    if options.attention == "cudnn" and (jax.default_backend() != "gpu" or dtype == jnp.float32):
+        raise InputError("attention cudnn needs an NVIDIA GPU and bfloat16")
+    cache = measure.use_compilation_cache()
+    ceiling = measure.matmul_ceiling(dtype)
+    machine = about_this_machine()
+    say(f"{machine['device']}, {dtype.name}: a matrix product reaches {ceiling / 1e12:.3g} TFLOP/s")
+    record = {
+        "what": options.what,
+        "preset": options.preset,
+        "dtype": dtype.name,
+        "attention": options.attention,
+        "machine": machine,
+        "matmul_ceiling_tflop_per_second": ceiling / 1e12,
+        "compilation_cache": str(cache),
+        "results": [],
+    }
+    try:
+        for work in _works(options, preset, dtype):
+            found = _measure(work, options, preset, dtype, ceiling)
+            record["results"].append(found)
+            for line in lines_for_people(found):
+                say(line)
+    except jax.errors.JaxRuntimeError as fault:
+        if "RESOURCE_EXHAUSTED" not in str(fault):
+            raise
+        raise InputError(f"{options.what} of {options.preset} does not fit into {machine['device']}") from fault
+    return record
+
+
+def _works(options: Options, preset: Preset, dtype: jnp.dtype) -> list[Work]:
+    match options.what:
+        case "dit":
+            return [workloads.forward_work(preset, batch=options.batch, dtype=dtype)]
+        case "step":
+            return [workloads.step_work(preset, batch=options.batch, dtype=dtype)]
+        case "vae":
+            return workloads.vae_works(preset, batch=options.batch, dtype=dtype)
+        case "sampler":
+            sizes = {name: getattr(options, name) for name in ("batch", "window", "overlap", "group")}
+            return [workloads.sampler_work(preset, dtype=dtype, **sizes)]
+
+
+def _measure(work: Work, options: Options, preset: Preset, dtype: jnp.dtype, ceiling: float) -> dict[str, Any]:
+    compiled, compiling = measure.compile_work(work)
+    found: dict[str, Any] = {"work": work.name, "sizes": work.sizes}
+    if options.against is None:
+        times = measure.time_work(work, compiled, options.repeats)
+    else:
+        told = rival.spec(options.what, preset, batch=options.batch, dtype=dtype, compile=options.compiled_rival)
+        with rival.Rival(told) as other:
+            times = measure.time_work(work, compiled, options.repeats, between=other.run)
+            theirs = other.seconds, other.processor_seconds
+            ratio, spent = (statistics.median(b / a for a, b in zip(*pair)) for pair in zip(times, theirs))
+            found["against"] = {
+                "rival": "diffusers",
+                **other.about,
+                **measure.summary(*theirs, work.flops, ceiling),
+                "times_as_long": ratio,
+                "times_the_processor_seconds": spent,
+            }
+    found |= {**measure.summary(*times, work.flops, ceiling), "memory": measure.memory(compiled)}
+    del compiled
+    return found | {"compile": compiling | {"warm_seconds": measure.compile_again(work)}}
+
+
+def lines_for_people(found: dict[str, Any]) -> list[str]:
+    """A result in a few lines."""
+    sizes = found["sizes"]
+    shape = f"{sizes['batch']} x {sizes['frames']} frames of {sizes['height']}x{sizes['width']}"
+    if "video_tokens" in sizes:
+        shape += f", {sizes['video_tokens']} + {sizes['text_tokens']} tokens"
+    if "steps" in sizes:
+        shape += f", {sizes['steps']} steps x {sizes['windows']} windows x {sizes['branches']} branches"
+    compiling = found["compile"]
+    first = "from the cache" if compiling["from_cache"] else "cold"
+    memory = ", ".join(
+        f"{name.replace('_bytes', '').replace('_', ' ')} {_size(n)}" for name, n in found["memory"].items()
+    )
+    lines = [
+        f"{found['work']}: {shape}",
+        f"  {found['median_seconds']:.4g} s median, {found['least_seconds']:.4g} s least of {found['repeats']}; "
+        f"{found['tflop']:.4g} TFLOP, {found['tflop_per_second']:.3g} TFLOP/s, MFU {100 * found['mfu']:.1f} %",
+        f"  compiled in {compiling['seconds']:.2f} s ({first}), in {compiling['warm_seconds']:.2f} s again",
+        f"  memory: {memory}",
+    ]
+    if "against" in found:
+        other = found["against"]
+        lines.append(
+            f"  {other['rival']} {other['diffusers']}, torch {other['torch']}: {other['median_seconds']:.4g} s median; "
+            f"{other['times_as_long']:.3g} x our seconds, {other['times_the_processor_seconds']:.3g} x the processor's"
+        )
+    return lines
+
+
+def _size(count: int) -> str:
+    step = min(int(math.log(max(count, 1), 1024)), 3)
+    return f"{count / 1024**step:.4g} {('B', 'KiB', 'MiB', 'GiB')[step]}"
+
+
+def write(record: dict[str, Any], folder: str | os.PathLike) -> pathlib.Path:
+    """Writes the record as JSON into `folder`, under a name of date, device, work and preset; returns the file."""
+    machine = record["machine"]
+    parts = [
+        machine["date"][:16].replace(":", ""),
+        machine["device"],
+        record["what"],
+        record["preset"],
+        record["dtype"],
+    ]
+    path = pathlib.Path(folder) / f"{'_'.join(_slug(part) for part in parts)}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    except OSError as fault:
+        raise InputError(f"{path}: cannot be written: {fault.strerror}") from fault
+    return path
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(\w+\)", "", text.lower())).strip("-")
 
 
 def about_this_machine() -> dict[str, Any]:
@@ -16,10 +215,10 @@ def about_this_machine() -> dict[str, Any]:
     return {
         "device": cpu if device.platform == "cpu" else device.device_kind,
         "platform": device.platform,
-        "devices": jax.device_count() if device.platform != "cpu" else 1,
         "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": rival.cores(),
         "jax": jax.__version__,
+        "flax": flax.__version__,
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -172,7 +172,8 @@ def latent_grid(preset: Preset, *, multiple: int = 1) -> tuple[int, int, int]:
     return preset.latent_frames, preset.height // preset.vae.spatial_stride, preset.width // preset.vae.spatial_stride
 
 
-def _token_grid(preset: Preset) -> tuple[int, int, int]:
+def token_grid(preset: Preset) -> tuple[int, int, int]:
+    """(t, h, w) latents that the preset's denoiser can cut into patches; raises as `latent_grid`."""
     patch = preset.dit.patch
     return latent_grid(preset, multiple=math.lcm(*patch[1:]))
 
@@ -209,7 +210,7 @@ def with_attention(preset: Preset, implementation: Implementation) -> Preset:
 
 def forward_work(preset: Preset, *, batch: int, dtype: jnp.dtype, weights: Any = None) -> Work:
     """One velocity. `weights`: parameters drawn for this denoiser before (`draw_state`), at whatever size of video."""
-    grid = _token_grid(preset)
+    grid = token_grid(preset)
     if weights is None:
         graph, weights = draw_state(_build(preset), dtype)
     else:
@@ -264,7 +265,7 @@ def step_work(preset: Preset, *, batch: int, dtype: jnp.dtype) -> Work:
     from mi_jax.train.objective import TrainConfig
     from mi_jax.train.state import init_state, make_step
 
-    grid = _token_grid(preset)
+    grid = token_grid(preset)
     config = TrainConfig(
         name="bench",
         objective=FlowMatching(dit=preset.dit, shift=preset.shift),
@@ -327,16 +328,10 @@ def vae_works(preset: Preset, *, batch: int, dtype: jnp.dtype) -> list[Work]:
     ]
 
 
-def sampler_work(
-    preset: Preset, *, batch: int, dtype: jnp.dtype, steps: int, window: int, overlap: int, group: int
-) -> Work:
+def sampler_work(preset: Preset, *, batch: int, dtype: jnp.dtype, window: int, overlap: int, group: int) -> Work:
     """Latents of a whole video from noise: every step, every window, and the branches of guidance by voice and text
     (all, no voice, none; without audio attention: all and none)."""
-    grid = _token_grid(preset)
-    if steps < 1:
-        raise InputError(f"steps is {steps}, at least 1 is needed")
-    if group < 1:
-        raise InputError(f"group is {group}, at least 1 window is computed at a time")
+    grid, steps = token_grid(preset), preset.steps
     windows = len(plan_windows(grid[0], window, overlap))
     graph, weights = draw_state(_build(preset), dtype)
     weighted = {"audio": 4.0, "text": 4.0} if preset.dit.audio else {"audio": 4.0, "two_fold_above": -1.0}

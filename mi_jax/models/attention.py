@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 Implementation = Literal["auto", "xla", "cudnn"]
 
-QUERY_CHUNK = 128
+QUERY_CHUNK = 192
 """Most queries per step of the chunked form on a CPU: their logits stay in cache, and memory is constant in their
 number."""
 ACCELERATOR_QUERY_CHUNK = 1024
@@ -57,14 +57,7 @@ def attention_with_lse(
         )
         return out, jnp.moveaxis(lse.astype(jnp.float32), 1, 2)
 
-    def chunk(block: Array) -> tuple[Array, Array]:
-        logits = _logits(block, k, length)
-        lse = jax.nn.logsumexp(logits, axis=-1)
-        weights = jnp.exp(logits - lse[..., None]).astype(v.dtype)
-        return jnp.einsum("bknm,bmkd->bnkd", weights, v), lse
-
-    out, lse = jax.lax.map(chunk, _blocks(q))
-    return _joined(out, q.shape[1]), rearrange(lse, "c b k n -> b k (c n)")[..., : q.shape[1]]
+    return _forward(q, k, v, length)
 
 
 def attention_gradients(
@@ -75,30 +68,36 @@ def attention_gradients(
     lse: Float[Array, "b k n"],
     delta: Float[Array, "b k n"],
     *,
-    length: Int[Array, "b"],
+    length: Int[Array, "b"] | None,
 ) -> tuple[Float[Array, "b n k d"], Float[Array, "b m k d"], Float[Array, "b m k d"]]:
     """What these keys contribute to the gradients (f32) of attention over them and others.
 
     lse is the denominator over all keys, `g` the gradient of the result over all keys and `delta` the sum of
     `g * result` over d (FlashAttention-2's backward pass, 2307.08691). Query chunks one after the other.
     """
-    scale = q.shape[-1] ** -0.5
+    scale, n = q.shape[-1] ** -0.5, q.shape[1]
+    q, k, v, g = (_heads_first(x).astype(jnp.float32) for x in (q * scale, k, v, g))
 
     def chunk(carry, xs):
+        # Keys by queries: so the products that sum over queries, two of five, find their operands as they need them.
         dk, dv = carry
         block, g, lse, delta = xs
-        weights = jnp.exp(_logits(block, k, length) - lse[..., None])
-        dv = dv + jnp.einsum("bknm,bnkd->bmkd", weights, g)
-        ds = weights * (jnp.einsum("bnkd,bmkd->bknm", g, v.astype(jnp.float32)) - delta[..., None]) * scale
-        dk = dk + jnp.einsum("bknm,bnkd->bmkd", ds, block.astype(jnp.float32))
-        return (dk, dv), jnp.einsum("bknm,bmkd->bnkd", ds, k.astype(jnp.float32))
+        logits = jnp.einsum("bkmd,bknd->bkmn", k, block)
+        weights = jnp.exp(_masked(logits, length, axis=2) - lse)
+        dv = dv + jnp.einsum("bkmn,bknd->bkmd", weights, g)
+        ds = weights * (jnp.einsum("bkmd,bknd->bkmn", v, g) - delta)
+        dk = dk + jnp.einsum("bkmn,bknd->bkmd", ds, block)
+        return (dk, dv), jnp.einsum("bkmd,bkmn->bkdn", k, ds)
 
-    rows = lambda x, fill: rearrange(_blocks(rearrange(x, "b k n -> b n k 1"), fill), "c b n k 1 -> c b k n")  # noqa: E731
+    def columns(x: Array, fill: float = 0.0) -> Array:
+        return jnp.swapaxes(_blocks(x[..., None], fill), -1, -2)
+
     # A padded query has weight exp(-inf) = 0 everywhere.
-    xs = (_blocks(q), _blocks(g), rows(lse, jnp.inf), rows(delta, 0.0))
-    zero = (0.0 * k.astype(jnp.float32), 0.0 * v.astype(jnp.float32))
-    (dk, dv), dq = jax.lax.scan(chunk, zero, xs)
-    return _joined(dq, q.shape[1]), dk, dv
+    (dk, dv), dq = jax.lax.scan(
+        chunk, (0.0 * k, 0.0 * v), (_blocks(q), _blocks(g), columns(lse, jnp.inf), columns(delta))
+    )
+    dq = scale * rearrange(dq, "c b k d n -> b (c n) k d")[:, :n]
+    return dq, _tokens_first(dk), _tokens_first(dv)
 
 
 def _chosen(implementation: Implementation, q: Array) -> Implementation:
@@ -112,38 +111,78 @@ def _query_chunk() -> int:
     return QUERY_CHUNK if jax.default_backend() == "cpu" else ACCELERATOR_QUERY_CHUNK
 
 
+@jax.custom_vjp
 def _chunked(q: Array, k: Array, v: Array, length: Array | None) -> Array:
-    if q.shape[1] <= _query_chunk():
-        return _plain(q, k, v, length)
-    # The checkpoint drops each chunk's logits and recomputes them in the backward pass.
-    out = jax.lax.map(jax.checkpoint(lambda block: _plain(block, k, v, length)), _blocks(q))
-    return _joined(out, q.shape[1])
+    return _forward(q, k, v, length)[0]
+
+
+def _chunked_forward(q: Array, k: Array, v: Array, length: Array | None):
+    out, lse = _forward(q, k, v, length)
+    return out, (q, k, v, length, out, lse)
+
+
+def _chunked_backward(saved, g: Array):
+    """Each chunk's logits are computed again, its weights are read off the denominators."""
+    q, k, v, length, out, lse = saved
+    delta = jnp.einsum("bnkd,bnkd->bkn", g.astype(jnp.float32), out.astype(jnp.float32))
+    gradients = attention_gradients(q, k, v, g, lse, delta, length=length)
+    return *(made.astype(x.dtype) for made, x in zip(gradients, (q, k, v))), None
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)
+
+
+def _forward(q: Array, k: Array, v: Array, length: Array | None) -> tuple[Array, Array]:
+    """The result [b n k d] and the logarithm of its denominators [b k n], query chunks one after the other."""
+    n = q.shape[1]
+    q, k, v = map(_heads_first, (q, k, v))
+
+    def chunk(block: Array) -> tuple[Array, Array]:
+        logits = _logits(block, k, length)
+        peak = jnp.max(logits, axis=-1, keepdims=True)
+        weights = jnp.exp(logits - peak)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        # Divided after the product: the result is smaller than the weights.
+        out = jnp.einsum("bknm,bkmd->bknd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+        return out.astype(v.dtype), peak + jnp.log(total)
+
+    out, lse = chunk(q) if n <= _query_chunk() else (_joined(x, n) for x in jax.lax.map(chunk, _blocks(q)))
+    return _tokens_first(out), lse[..., 0]
+
+
+def _heads_first(x: Array) -> Array:
+    """Once, before the loop: a product whose batch axes do not come first is transposed in every turn of it."""
+    return rearrange(x, "b n k d -> b k n d")
+
+
+def _tokens_first(x: Array) -> Array:
+    return rearrange(x, "b k n d -> b n k d")
 
 
 def _blocks(x: Array, fill: float = 0.0) -> Array:
-    """[b n k d] in chunks of at most `_query_chunk()` rows, [c b n/c k d].
+    """[b k n d] in chunks of at most `_query_chunk()` queries, [c b k n/c d].
 
     Equal shares: 400 rows are 4 x 100, not 3 x 128 and a rest that is mostly padding.
     """
-    n = x.shape[1]
+    n = x.shape[2]
     chunks = -(-n // _query_chunk())
     size = -(-n // chunks)
-    padded = jnp.pad(x, ((0, 0), (0, chunks * size - n), (0, 0), (0, 0)), constant_values=fill)
-    return rearrange(padded, "b (c n) k d -> c b n k d", c=chunks)
+    padded = jnp.pad(x, ((0, 0), (0, 0), (0, chunks * size - n), (0, 0)), constant_values=fill)
+    return rearrange(padded, "b k (c n) d -> c b k n d", c=chunks)
 
 
 def _joined(blocks: Array, n: int) -> Array:
-    return rearrange(blocks, "c b n k d -> b (c n) k d")[:, :n]
+    return rearrange(blocks, "c b k n d -> b k (c n) d")[:, :, :n]
 
 
 def _logits(q: Array, k: Array, length: Array | None) -> Array:
-    logits = jnp.einsum("bnkd,bmkd->bknm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("bknd,bkmd->bknm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    return _masked(logits, length, axis=3)
+
+
+def _masked(logits: Array, length: Array | None, axis: int) -> Array:
+    """Logits with the most negative number at the keys, along `axis`, that are padding."""
     if length is None:
         return logits
-    valid = jnp.arange(k.shape[1])[None, :] < length[:, None]
-    return jnp.where(valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
-
-
-def _plain(q: Array, k: Array, v: Array, length: Array | None) -> Array:
-    weights = jax.nn.softmax(_logits(q, k, length), axis=-1).astype(v.dtype)
-    return jnp.einsum("bknm,bmkd->bnkd", weights, v)
+    keys = jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis)
+    return jnp.where(keys < length[:, None, None, None], logits, jnp.finfo(jnp.float32).min)

@@ -20,6 +20,7 @@ from mi_jax.models.layers import (
     gelu_tanh,
     linear,
     modulate,
+    per_token,
     zeros_init,
 )
 from mi_jax.models.sequence_parallel import joint_attention
@@ -74,8 +75,8 @@ class Stream(nnx.Module):
         self.mlp = MLP(config.width, config.mlp_ratio * config.width, gelu_tanh, rngs=rngs)
 
     def finish(self, x: Array, attended: Array, gate1: Array, shift2: Array, scale2: Array, gate2: Array) -> Array:
-        x = x + gate1 * self.out(attended)
-        return x + gate2 * self.mlp(modulate(x, shift2, scale2))
+        x = x + per_token(gate1, x) * self.out(attended)
+        return x + per_token(gate2, x) * self.mlp(modulate(x, shift2, scale2))
 
 
 class DoubleBlock(nnx.Module):
@@ -123,7 +124,7 @@ class SingleBlock(nnx.Module):
         q, k = (apply_rope(part, rope) for part in qkv_video[:2])
         heard = _attend(self.config, (q, k, qkv_video[2]), qkv_text, n, length)
         attended = merge_heads(jnp.concatenate(heard, axis=1))
-        return x + gate * self.out(jnp.concatenate([attended, gelu_tanh(self.mlp_in(y))], axis=-1))
+        return x + per_token(gate, x) * self.out(jnp.concatenate([attended, gelu_tanh(self.mlp_in(y))], axis=-1))
 
 
 class AudioAttention(nnx.Module):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
+
+from mi_jax.mesh import vary_like
 
 zeros_init = nnx.initializers.zeros_init()
 
@@ -40,7 +43,19 @@ def matmul(x: Float[Array, "*b d"], kernel: Float[Array, "d e"]) -> Float[Array,
     itself. XLA ignores the setting on CPUs, whose matrix units (AMX) are then left idle.
     """
     low = jax.config.jax_default_matmul_precision == "bfloat16" and x.dtype == jnp.float32
-    return _rounded_matmul(x, kernel) if low else jax.lax.dot_general(x, kernel, _contract((x.ndim - 1,), (0,)))
+    if low:
+        return _rounded_matmul(x, kernel)
+    return _gradient_at_once(jax.lax.dot_general(x, kernel, _contract((x.ndim - 1,), (0,))))
+
+
+@jax.custom_vjp
+def _gradient_at_once(x: Array) -> Array:
+    """`x`, whose gradient is computed before it is used: two products need it, each its own way round, and XLA's CPU
+    backend would compute it in the transposing copy of each."""
+    return x
+
+
+_gradient_at_once.defvjp(lambda x: (x, None), lambda _, g: (jax.lax.optimization_barrier(g),))
 
 
 def _contract(of_a: tuple[int, ...], of_b: tuple[int, ...]):
@@ -97,16 +112,43 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((dim,), jnp.float32))
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        return (y * self.scale[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+        return _rms_norm(x, self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,)), self.eps)
 
 
+@partial(jax.checkpoint, static_argnums=2)
+def _rms_norm(x: Array, scale: Array, eps: float) -> Array:
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    return (y * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+@jax.checkpoint
 def modulate(
     x: Float[Array, "b n d"], shift: Float[Array, "b #n d"], scale: Float[Array, "b #n d"]
 ) -> Float[Array, "b n d"]:
     """`layer_norm(x) * (1 + scale) + shift` in f32, returned in the dtype of `x` (adaptive layer norm)."""
-    return (layer_norm(x) * (1 + scale.astype(jnp.float32)) + shift.astype(jnp.float32)).astype(x.dtype)
+    shift, scale = (per_token(part.astype(jnp.float32), x) for part in (shift, scale))
+    return (layer_norm(x) * (1 + scale) + shift).astype(x.dtype)
+
+
+def per_token(vector: Float[Array, "b #n d"], x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    """A vector of each example at every token of `x`; its gradient, the sum over tokens, is a product with ones."""
+    if vector.shape[1] == x.shape[1]:
+        return vector
+    return _per_token(vary_like(vector, x), x.shape[1])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _per_token(vector: Array, n: int) -> Array:
+    return jnp.broadcast_to(vector, (vector.shape[0], n, vector.shape[2]))
+
+
+def _per_token_backward(n: int, _, g: Array) -> tuple[Array]:
+    ones = jnp.ones((g.shape[0], 1, n), g.dtype)
+    return (jnp.einsum("bin,bnd->bid", ones, g, preferred_element_type=jnp.float32).astype(g.dtype),)
+
+
+_per_token.defvjp(lambda vector, n: (_per_token(vector, n), None), _per_token_backward)
 
 
 class Modulation(nnx.Module):
@@ -144,6 +186,7 @@ class MLP(nnx.Module):
         return self.fc2(self.activation(self.fc1(x)))
 
 
+@jax.checkpoint
 def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """GELU in its tanh approximation, HunyuanVideo's."""
     return jax.nn.gelu(x, approximate=True)

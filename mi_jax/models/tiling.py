@@ -151,20 +151,21 @@ def decode_latents(vae: VAE, latents: Float[Array | np.ndarray, "b t h w c"]) ->
 def tile_shapes(config: VAEConfig, video: tuple[int, int, int]) -> list[tuple[int, int, int]]:
     """(frames, height, width) of every tile that a video of such a shape is encoded in."""
     size, step, frames, frame_step = _steps(config)
-    cuts = [_cuts(video[0], frames + 1, frame_step)]
-    cuts += [_cuts(side, size, step) if max(video[1:]) > size else [side] for side in video[1:]]
-    return list(itertools.product(*cuts))
+    return _tiles(video, (frames + 1, size), (frame_step, step))
 
 
 def latent_tile_shapes(config: VAEConfig, latents: tuple[int, int, int]) -> list[tuple[int, int, int]]:
     """(t, h, w) of every tile that latents of such a shape are decoded in."""
     size, step, frames, frame_step = _steps(config)
     s, st = config.spatial_stride, config.temporal_stride
-    cuts = [_cuts(latents[0], frames // st + 1, frame_step // st)]
-    cuts += [_cuts(side, size // s, step // s) if max(latents[1:]) > size // s else [side] for side in latents[1:]]
+    return _tiles(latents, (frames // st + 1, size // s), (frame_step // st, step // s))
+
+
+def _tiles(shape: tuple[int, int, int], tile: tuple[int, int], step: tuple[int, int]) -> list[tuple[int, int, int]]:
+    """Tile and step in time, and in space, where either side that exceeds a tile has both cut."""
+    tiled = (shape[0] > tile[0], *[max(shape[1:]) > tile[1]] * 2)
+    cuts = [
+        [min(size, length - i) for i in range(0, length, by)] if cut else [length]
+        for length, size, by, cut in zip(shape, (tile[0], *[tile[1]] * 2), (step[0], *[step[1]] * 2), tiled)
+    ]
     return list(itertools.product(*cuts))
-
-
-def _cuts(length: int, tile: int, step: int) -> list[int]:
-    """Lengths of the tiles along an axis; one, where it covers all."""
-    return [min(tile, length - i) for i in range(0, length, step)] if length > tile else [length]

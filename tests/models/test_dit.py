@@ -13,6 +13,7 @@ from reference import fill, numpy_tensors, relative_error
 from tiny_avatar import draw_weights
 from tiny_dit import SMALL, TALKING, conditions, latents_and_sigma, randomise
 
+from mi_jax.conditions import Conditions
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.layers import rope_table, sinusoid
 from mi_jax.weights.hunyuan_video import diffusers_table
