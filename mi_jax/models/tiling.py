@@ -7,15 +7,19 @@ tiles drop it. Two things differ: a video that one tile covers is one tile, and 
 fades in over the frames at its own place.
 
 A Python loop on the host runs one jitted function per tile shape and keeps results in host memory: device memory is
-bounded by one tile, and nothing that is compiled grows with the video.
+bounded by one tile, and nothing that is compiled grows with the video. Tiles side by side know nothing of each other,
+so where there are several devices each takes one at a time (host memory then holds the tiles of one piece of time).
 """
 
+import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from mi_jax.errors import InputError
@@ -45,13 +49,45 @@ def _fade(earlier: np.ndarray, later: np.ndarray, at: int, axis: int) -> np.ndar
     return np.concatenate([under * (1 - ramp) + over * ramp, rest], axis)
 
 
+def _on_devices(run: Callable, vae: VAE, devices: Sequence[jax.Device] | None) -> Callable:
+    """`run(vae, tile)` of a list of tiles, in order; on several devices, tiles of one shape at the same time."""
+    if not devices or len(devices) == 1:
+        return lambda tiles: (np.asarray(run(vae, jnp.asarray(x))) for x in tiles)
+    mesh = Mesh(np.array(devices), ("tiles",))
+    vae, spread = jax.device_put(vae, NamedSharding(mesh, P())), _spread(run, mesh)
+
+    def run_all(tiles: list[np.ndarray]) -> Iterator[np.ndarray]:
+        done, shapes = {}, {}
+        for number, tile in enumerate(tiles):
+            shapes.setdefault(tile.shape, []).append(number)
+        for numbers in shapes.values():
+            for first in range(0, len(numbers), len(devices)):
+                chosen = numbers[first : first + len(devices)]
+                # A device without a tile does the last one again.
+                told = np.stack([tiles[number] for number in chosen + chosen[-1:] * (len(devices) - len(chosen))])
+                made = spread(vae, jax.device_put(told, NamedSharding(mesh, P("tiles"))))
+                done |= zip(chosen, np.asarray(made))
+        return (done.pop(number) for number in range(len(tiles)))
+
+    return run_all
+
+
+@functools.lru_cache
+def _spread(run: Callable, mesh: Mesh) -> Callable:
+    """`run(vae, tile)` of one tile on each device; compiled once for each shape."""
+    one = lambda vae, tiles: run(vae, tiles[0])[None]  # noqa: E731
+    return jax.jit(jax.shard_map(one, mesh=mesh, in_specs=(P(), P("tiles")), out_specs=P("tiles")))
+
+
 def _spatial(run: Callable, x: np.ndarray, tile: int, step: int, out_step: int) -> np.ndarray:
     """Runs tiles of x [b t h w c] in height and width: tile and step in entries of x, out_step of the output."""
     if max(x.shape[2:4]) <= tile:
-        return run(x)
+        return next(iter(run([x])))
     rows, above = [], None
-    for i in range(0, x.shape[2], step):
-        tiles = [run(x[:, :, i : i + tile, j : j + tile]) for j in range(0, x.shape[3], step)]
+    cuts = [(i, j) for i in range(0, x.shape[2], step) for j in range(0, x.shape[3], step)]
+    made = iter(run([x[:, :, i : i + tile, j : j + tile] for i, j in cuts]))
+    for _ in range(0, x.shape[2], step):
+        tiles = [next(made) for _ in range(0, x.shape[3], step)]
         # Each tile fades in over the already faded tiles above and to the left of it.
         for j in range(len(tiles)):
             if above is not None:
@@ -92,9 +128,11 @@ def _steps(c: VAEConfig) -> tuple[int, int, int, int]:
 
 
 def encode_tiled(
-    vae: VAE, video: Float[Array | np.ndarray, "b f H W 3"]
+    vae: VAE, video: Float[Array | np.ndarray, "b f H W 3"], *, devices: Sequence[jax.Device] | None = None
 ) -> tuple[Float[np.ndarray, "b t h w c"], Float[np.ndarray, "b t h w c"]]:
     """`vae.encode` for any length and size, in host memory; the same numbers where one tile covers the video.
+
+    With `devices`, tiles side by side are encoded at the same time, one on each.
 
     Raises:
       InputError: height or width is no multiple of the spatial stride, or the frames are not 4k + 1.
@@ -105,8 +143,10 @@ def encode_tiled(
         raise InputError(f"video: {f} frames of {height}x{width} pixels; expected {st}k + 1 frames of multiples of {s}")
     size, step, frames, frame_step = _steps(vae.config)
 
+    run = _on_devices(_encode, vae, devices)
+
     def tile(x):
-        return _spatial(lambda x: np.asarray(_encode(vae, jnp.asarray(x))), x, size, step, step // s)
+        return _spatial(run, x, size, step, step // s)
 
     pieces = _temporal(tile, np.asarray(video), frames, frame_step, frame_step // st)
     latents = np.concatenate(list(pieces), axis=1)[:, : (f - 1) // st + 1, : height // s, : width // s]
@@ -115,15 +155,20 @@ def encode_tiled(
 
 
 def decode_pieces(
-    vae: VAE, latents: Float[Array | np.ndarray, "b t h w c"]
+    vae: VAE, latents: Float[Array | np.ndarray, "b t h w c"], *, devices: Sequence[jax.Device] | None = None
 ) -> Iterator[Float[np.ndarray, "b n H W 3"]]:
-    """Decodes unscaled latents of any length and size, and yields the video's frames in order, a few at a time."""
+    """Decodes unscaled latents of any length and size, and yields the video's frames in order, a few at a time.
+
+    With `devices`, tiles side by side are decoded at the same time, one on each.
+    """
     s, st = vae.config.spatial_stride, vae.config.temporal_stride
     _, t, h, w, _ = latents.shape
     size, step, frames, frame_step = _steps(vae.config)
 
+    run = _on_devices(_decode, vae, devices)
+
     def tile(z):
-        return _spatial(lambda z: np.asarray(_decode(vae, jnp.asarray(z))), z, size // s, step // s, step)
+        return _spatial(run, z, size // s, step // s, step)
 
     left = (t - 1) * st + 1
     for piece in _temporal(tile, np.asarray(latents), frames // st, frame_step // st, frame_step):

@@ -238,7 +238,8 @@ class Avatar:
         top, left = (
             (padded - side) // 2 for padded, side in zip(self.config.padded_size, (height, width), strict=True)
         )
-        pieces = decode_pieces(vae, latents[None] / np.float32(vae.config.scaling_factor))
+        devices = None if self.mesh is None else self.mesh.local_devices
+        pieces = decode_pieces(vae, latents[None] / np.float32(vae.config.scaling_factor), devices=devices)
         return np.concatenate([to_pixels(piece[0, :, top : top + height, left : left + width]) for piece in pieces])
 
     def save(self, folder: str | os.PathLike, *, dtype=np.float16, overwrite: bool = False) -> None:

@@ -156,6 +156,15 @@ def test_tiles_equal_the_reference(small, reference, f, h, w):
     assert relative_error(decode_tiled(small, mean), from_torch(reference.decode(to_torch(mean)).sample)) < 1e-5
 
 
+def test_tiles_on_several_devices_are_the_same(small):
+    """Of 2 x 3 tiles, three shapes: full ones, the last of a row, those of the last row."""
+    devices, video = jax.devices()[:3], clip(5, 40, 64)
+    latents, _ = encode_tiled(small, video)
+    np.testing.assert_allclose(encode_tiled(small, video, devices=devices)[0], latents, atol=1e-5)
+    frames = np.concatenate(list(decode_pieces(small, latents, devices=devices)), axis=1)
+    np.testing.assert_allclose(frames, decode_tiled(small, latents), atol=1e-5)
+
+
 def test_one_tile_that_covers_the_video_changes_nothing(puppet):
     video = clip(9, 24, 24)
     mean, logvar = encode(puppet, video)
