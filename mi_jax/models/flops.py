@@ -57,10 +57,12 @@ def dit_flops(
 
     block = (4 + 2 * r) * d * d  # weights that a token meets: qkv, out, MLP
     blocks = (n + m) * block * (config.double_depth + config.single_depth)
-    modulation = (2 * 6 * config.double_depth + 3 * config.single_depth + 2) * d * d
+    times = 1 + config.token_replace  # that the video's tokens are modulated for: a given latent frame's is 0
+    modulation = ((1 + times) * 6 * config.double_depth + times * 3 * config.single_depth + 2) * d * d
     ends = n * patch * d * (config.in_channels + config.latent_channels)
-    embedders = 1 + (config.pooled_dim is not None) + config.guidance_embedding
-    vectors = modulation + embedders * d * d + (1 + config.guidance_embedding) * 256 * d + (config.pooled_dim or 0) * d
+    embedders = times + (config.pooled_dim is not None) + config.guidance_embedding
+    inputs = (times + config.guidance_embedding) * 256 + (config.pooled_dim or 0)
+    vectors = modulation + embedders * d * d + inputs * d
     refiner = m * (config.text_dim * d + config.refiner_depth * block)
     refiner += 2 * d * d + (256 + config.text_dim) * d + 2 * d * d * config.refiner_depth
     linear = blocks + ends + vectors + refiner

@@ -83,7 +83,7 @@ def plan_sampling(
             model_flops=(flops * (branches * windows)).forward,
             # A group that the data axis does not divide is computed by all of its devices alike.
             executed_flops=(flops * (branches * computed)).forward
-            * (1 if branches * group % mesh.shape["data"] == 0 else mesh.shape["data"]),
+            * (1 if group % mesh.shape["data"] == 0 else mesh.shape["data"]),
         )
 
 
