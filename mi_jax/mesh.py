@@ -114,6 +114,16 @@ def platform() -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
+def apart(x: jax.Array, axis: str) -> jax.Array:
+    """`x`, which the devices along `axis` have alike, as one that they could have each for itself.
+
+    For what multiplies parameters inside `per_device`: their gradients are then summed over all axes in one go, by
+    scattering the sum to where the parameters lie, instead of whole over the other axes first. Does nothing without
+    devices along `axis`.
+    """
+    return x if axis_size(axis) == 1 else jax.lax.pcast(x, axis, to="varying")
+
+
 def vary_like(x: jax.Array, other: jax.Array) -> jax.Array:
     """`x`, which every device has alike, as one that differs between devices as `other` does: the start of a scan over
     it inside `per_device`."""
