@@ -336,6 +336,11 @@ def plan(
       guidance_text: by default the model's; 0 costs no branch.
       json: print the plan as JSON.
     """
+    import os
+
+    # libtpu else looks for the machine that it is on, and complains at length.
+    for name, value in {"ACCELERATOR_TYPE": "v5p-8", "WORKER_HOSTNAMES": "localhost", "WORKER_ID": "0"}.items():
+        os.environ.setdefault(f"TPU_{name}", value)
     import jax
 
     with contextlib.suppress(RuntimeError):  # too late in a process that has computed already

@@ -22,6 +22,7 @@ from mi_jax.models.flops import dit_flops
 from mi_jax.plan import links, plan_sampling, plan_training, sampled_model
 from mi_jax.plan.hlo import Collective, _group, _instruction, read_traffic
 from mi_jax.plan.programs import training_batch, training_step
+from mi_jax.plan.report import _refused
 from mi_jax.plan.topologies import DEVICES, Topology, _installed, find_topology
 from mi_jax.train.curriculum import CurriculumObjective
 from mi_jax.train.objective import TrainConfig
@@ -319,6 +320,23 @@ def test_bad_requests_are_one_line_and_code_2(config, capsys, argv, said):
     (line,) = captured.err.strip().splitlines()
     assert line.startswith("mi-jax: error: ")
     assert said in line
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 40.50G of 31.25G hbm. Exceeded by",
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (40.50G) exceeds "
+        + "available HBM (31.25G).",
+    ],
+)
+def test_compilers_that_refuse_what_does_not_fit(message):
+    memory = _refused(message, 2**30, DEVICES["v6e"].memory)
+    assert memory.peak == 40.5 * 2**30
+    assert memory.available == 31.25 * 2**30
+    assert not memory.fits
+    with pytest.raises(InputError, match="does not compile: INTERNAL: a fault"):
+        _refused("INTERNAL: a fault\nof two lines", 0, 1)
 
 
 def test_other_models_take_no_overrides(capsys):

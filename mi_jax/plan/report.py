@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from mi_jax.errors import InputError
 from mi_jax.plan import links
 from mi_jax.plan.hlo import KINDS, read_traffic
 from mi_jax.plan.topologies import GIB, Topology
@@ -171,6 +172,9 @@ def make_plan(
     """Compiles `lowered` for the topology and reads the result; to be called inside the mesh's context.
 
     arguments: the abstract arrays it was lowered for. shape: (data, seq) of the mesh. executed_flops: of all devices.
+
+    Raises:
+      InputError: it does not compile, for another reason than that it does not fit.
     """
     devices, kind = len(topology.devices), topology.kind
     known = {
@@ -189,14 +193,7 @@ def make_plan(
     try:
         compiled = lowered.compile(compiler_options=_OPTIONS.get(topology.platform))
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(error))
-        if used is None:
-            raise
-        size = lambda number, unit: round(float(number) * 1024 ** (1 + "KMGT".index(unit)))  # noqa: E731
-        memory = Memory(
-            arguments=_bytes_of(arguments), outputs=None, aliased=None, temporaries=None,
-            peak=size(used[1], used[2]), available=size(used[3], used[4]),
-        )  # fmt: skip
+        memory = _refused(str(error), _bytes_of(arguments), kind.memory)
         return Plan(**known, memory=memory, hbm=None, moved=None, unknown_loops=0)
     found = compiled.memory_analysis()
     outputs, aliased = found.output_size_in_bytes, found.alias_size_in_bytes
@@ -224,6 +221,29 @@ def make_plan(
         for key, found in sorted(groups.items(), key=lambda item: (KINDS.index(item[0][0]), item[0][1]))
     )
     return Plan(**known, memory=memory, hbm=traffic.hbm, moved=moved, unknown_loops=traffic.unknown_loops)
+
+
+def _refused(message: str, arguments: int, available: int) -> Memory:
+    """What a program wanted that the compiler (TPU's) refuses because it does not fit.
+
+    Raises:
+      InputError: it is refused for another reason.
+    """
+    size = r"([\d.]+)([KMGT])"
+    # The second calls "temporaries" what holds arguments and outputs too.
+    forms = (rf"Used {size} of {size} hbm", rf"memory required for [^(]*\({size}\) exceeds available HBM \({size}\)")
+    found = re.search(forms[0], message) or re.search(forms[1], message)
+    if found is None:
+        raise InputError(f"does not compile: {message.splitlines()[0]}") from None
+    wanted, there = (round(float(found[i]) * 1024 ** (1 + "KMGT".index(found[i + 1]))) for i in (1, 3))
+    return Memory(
+        arguments=arguments,
+        outputs=None,
+        aliased=None,
+        temporaries=None,
+        peak=wanted,
+        available=min(there, available),
+    )
 
 
 def _bytes_of(tree: Any) -> int:
