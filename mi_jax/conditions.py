@@ -1,6 +1,7 @@
 """What the denoiser is told, as one pytree."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,30 +17,31 @@ class Conditions:
     `None`; a part that is present but *dropped* (for classifier-free guidance) is masked or zero, which means the same
     to the denoiser: nothing is attended, nothing is added.
 
-    Shapes stand in the fields' docstrings, not in their types: transforms rebuild this tree with other leaves.
+    Shapes stand in the fields' docstrings, not in their types: JAX rebuilds this tree with tracers, abstract arrays and
+    specs for leaves.
     Axes: b batch, n text tokens, m image tokens, s speakers, t latent frames, a audio tokens of a latent frame.
     """
 
-    text_tokens: Array
+    text_tokens: Any
     """[b n d] hidden states of the MLLM at the prompt."""
-    text_mask: Array
+    text_mask: Any
     """[b n] bool, false at padding."""
-    text_pooled: Array | None = None
+    text_pooled: Any = None
     """[b p] CLIP's pooled text vector."""
-    image_tokens: Array | None = None
+    image_tokens: Any = None
     """[b m d] hidden states of the MLLM at the portrait; they stand before the text tokens."""
-    image_mask: Array | None = None
+    image_mask: Any = None
     """[b m] bool."""
-    portrait: Array | None = None
+    portrait: Any = None
     """[b h w c] VAE latents of the portrait, given at latent frame 0 of every window as identity."""
-    is_start: Array | None = None
+    is_start: Any = None
     """[b] 1 where latent frame 0 of this window *is* the portrait (the video starts here), else 0."""
-    audio: Array | None = None
+    audio: Any = None
     """[b s t a d] audio tokens of each speaker (`DiT.encode_audio`)."""
-    face_mask: Array | None = None
+    face_mask: Any = None
     """[b s h w] or [b s t h w]: where each speaker's audio acts, at latent resolution, in [0, 1]. All zero means no
     audio, exactly."""
-    guidance: Array | None = None
+    guidance: Any = None
     """[b] embedded guidance scale, for models distilled with one (HunyuanVideo: 6.0)."""
 
     @property

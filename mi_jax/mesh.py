@@ -1,8 +1,11 @@
 """Meshes and shardings: one mesh of two Explicit axes, parameters spread over both (DESIGN section 6)."""
 
-from collections.abc import Callable
+import contextlib
+import math
+from collections.abc import Callable, Iterator
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -24,20 +27,41 @@ def make_mesh(data: int | None = None, seq: int = 1, devices: list[jax.Device] |
     data = len(devices) // seq if data is None else data
     if data * seq != len(devices):
         raise InputError(f"a mesh of data={data} x seq={seq} needs {data * seq} devices, there are {len(devices)}")
-    return jax.make_mesh((data, seq), AXES, devices=devices, axis_types=(AxisType.Explicit,) * 2)
+    # An axis of a torus may have to serve both of the mesh's (8 x 8 on 4 x 4 x 4 chips).
+    placed = mesh_utils.create_device_mesh((data, seq), devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Explicit,) * 2)
+
+
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh | None) -> Iterator[None]:
+    """What is traced inside runs on `mesh`; None: on the default device.
+
+    Axes of size one lay nothing out; kept out of the types, they ask nothing of a model that runs on one device.
+    """
+    if mesh is None:
+        yield
+        return
+    with jax.set_mesh(mesh), jax.remove_size_one_mesh_axis_from_type(True):
+        yield
 
 
 def parameter_spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
-    """FSDP: the largest dimension that the whole mesh divides is spread over both axes; else replicated.
+    """FSDP: the largest dimension that the whole mesh divides is spread over both axes.
 
-    Small leaves (norm scales, biases below one row per device) stay whole: gathering them costs more than they weigh.
+    Where the whole mesh divides none (25 hosts of 8 GPUs, and widths of 2^n 3), it is the largest that one axis
+    divides, spread over the longer such axis and the same along the other (hybrid sharding). What nothing divides, and
+    small leaves (norm scales, biases below one row per device), stays whole: gathering it costs more than it weighs.
     """
-    shards = mesh.size
-    candidates = [i for i, n in enumerate(shape) if n % shards == 0 and n >= shards]
-    if shards == 1 or not candidates or len(shape) < 2:
+    if len(shape) < 2:
         return P()
-    largest = max(candidates, key=lambda i: (shape[i], i))
-    return P(*(AXES if i == largest else None for i in range(len(shape))))
+    sizes = dict(mesh.shape)
+    for axes in (AXES, *sorted(((name,) for name in AXES[::-1]), key=lambda axes: -sizes[axes[0]])):
+        shards = math.prod(sizes[name] for name in axes)
+        candidates = [i for i, n in enumerate(shape) if n % shards == 0 and n >= shards]
+        if shards > 1 and candidates:
+            largest = max(candidates, key=lambda i: (shape[i], i))
+            return P(*((axes if len(axes) > 1 else axes[0]) if i == largest else None for i in range(len(shape))))
+    return P()
 
 
 def shard_parameters(tree, mesh: Mesh):
@@ -80,6 +104,24 @@ def batch_axis(x: jax.Array) -> str | None:
 def axis_size(name: str) -> int:
     """Devices along a mesh axis; 1 without a mesh."""
     return dict(jax.sharding.get_abstract_mesh().shape).get(name, 1)
+
+
+def platform() -> str:
+    """Where what is traced will run: "cpu", "gpu" or "tpu". That of the mesh in force, which may be of devices that are
+    not here (`mi-jax plan`); without one, JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = jax.default_backend() if device is None else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def apart(x: jax.Array, axis: str) -> jax.Array:
+    """`x`, which the devices along `axis` have alike, as one that they could have each for itself.
+
+    For what multiplies parameters inside `per_device`: their gradients are then summed over all axes in one go, by
+    scattering the sum to where the parameters lie, instead of whole over the other axes first. Does nothing without
+    devices along `axis`.
+    """
+    return x if axis_size(axis) == 1 else jax.lax.pcast(x, axis, to="varying")
 
 
 def vary_like(x: jax.Array, other: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from mi_jax.errors import InputError
@@ -25,6 +26,15 @@ def test_parameters_spread_along_their_largest_divisible_dimension():
     assert parameter_spec((128,), mesh) == P()
     assert parameter_spec((3, 5), mesh) == P()
     assert parameter_spec((64, 64), make_mesh(data=1, seq=1, devices=jax.devices()[:1])) == P()
+
+
+def test_a_mesh_that_divides_no_width_spreads_over_one_axis():
+    """25 hosts of 8 GPUs: 3072 = 2^10 x 3 has no factor of 25, so the hosts hold the same shards (hybrid sharding)."""
+    mesh = AbstractMesh((25, 8), ("data", "seq"))
+    assert parameter_spec((20, 3072, 9216), mesh) == P(None, None, "seq")
+    assert parameter_spec((20, 12288, 3072), mesh) == P(None, "seq", None)
+    assert parameter_spec((8, 9600), mesh) == P(None, ("data", "seq"))
+    assert parameter_spec((16, 3), AbstractMesh((16, 5), ("data", "seq"))) == P("data", None)
 
 
 def test_gather_is_the_identity_and_scatters_gradients():

@@ -23,7 +23,7 @@ from mi_jax.models import tiling
 from mi_jax.models.attention import Implementation
 from mi_jax.models.dit import DiT
 from mi_jax.models.dit_config import DiTConfig
-from mi_jax.models.flops import BACKWARD, dit_flops, dit_tokens, vae_decode_flops, vae_encode_flops
+from mi_jax.models.flops import dit_flops, vae_decode_flops, vae_encode_flops
 from mi_jax.models.vae import VAE, VAEConfig
 from mi_jax.sample.guidance import Guidance
 from mi_jax.sample.sliding_window import sliding_window
@@ -193,11 +193,15 @@ def _sizes(preset: Preset, grid: tuple[int, int, int], batch: int) -> dict[str, 
 
 def _token_sizes(preset: Preset, grid: tuple[int, int, int], batch: int) -> dict[str, int]:
     text = preset.text_tokens + preset.image_tokens
-    return _sizes(preset, grid, batch) | {"video_tokens": dit_tokens(preset.dit, grid), "text_tokens": text}
+    return _sizes(preset, grid, batch) | {
+        "video_tokens": math.prod(grid) // math.prod(preset.dit.patch),
+        "text_tokens": text,
+    }
 
 
 def _told_flops(preset: Preset, grid: tuple[int, int, int], batch: int) -> int:
-    return dit_flops(preset.dit, grid, text_tokens=preset.text_tokens + preset.image_tokens, batch=batch)
+    one = dit_flops(preset.dit, *grid, text_tokens=preset.text_tokens + preset.image_tokens)
+    return round((one * batch).forward)
 
 
 def _build(preset: Preset) -> Callable[[], DiT]:
@@ -287,7 +291,7 @@ def step_work(preset: Preset, *, batch: int, dtype: jnp.dtype) -> Work:
         name="step",
         programs=((make_step(config, graph), (state[0], rest, told)),),
         run=run,
-        flops=(1 + BACKWARD) * _told_flops(preset, grid, batch),
+        flops=3 * _told_flops(preset, grid, batch),
         sizes=_token_sizes(preset, grid, batch),
     )
 

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-Implementation = Literal["auto", "xla", "cudnn"]
+from mi_jax.mesh import platform
+
+Implementation = Literal["auto", "xla", "cudnn", "splash"]
 
 QUERY_CHUNK = 192
 """Most queries per step of the chunked form on a CPU: their logits stay in cache, and memory is constant in their
@@ -30,10 +32,14 @@ def attention(
 ) -> Float[Array, "b n k d"]:
     """Softmax attention of all queries to the first `length` keys of their example (all keys if None).
 
-    `auto` is cuDNN's flash attention for 16-bit inputs of a head dim that 8 divides on NVIDIA, else the query-chunked
-    XLA form. An example whose length is 0 gets finite, meaningless output. Softmax statistics are f32.
+    `auto` is cuDNN's flash attention for 16-bit inputs of a head dim that 8 divides on NVIDIA, splash attention on
+    TPUs, else the query-chunked XLA form. An example whose length is 0 gets finite, meaningless output. Softmax
+    statistics are f32.
     """
-    if _chosen(implementation, q) == "cudnn":
+    chosen = _chosen(implementation, q)
+    if chosen == "splash":
+        return _splash().splash_attention(q, k, v, _length(length, k))
+    if chosen == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=length, implementation="cudnn")
     return _chunked(q, k, v, length)
 
@@ -51,7 +57,10 @@ def attention_with_lse(
     Not to be differentiated: fused kernels drop what flows back through the second result. `attention_gradients` is
     the backward pass.
     """
-    if _chosen(implementation, q) == "cudnn":
+    chosen = _chosen(implementation, q)
+    if chosen == "splash":
+        return _splash().splash_attention_with_lse(q, k, v, length)
+    if chosen == "cudnn":
         out, lse = jax.nn.dot_product_attention(
             q, k, v, key_value_seq_lengths=length, implementation="cudnn", return_residual=True
         )
@@ -69,12 +78,15 @@ def attention_gradients(
     delta: Float[Array, "b k n"],
     *,
     length: Int[Array, "b"] | None,
+    implementation: Implementation = "auto",
 ) -> tuple[Float[Array, "b n k d"], Float[Array, "b m k d"], Float[Array, "b m k d"]]:
-    """What these keys contribute to the gradients (f32) of attention over them and others.
+    """What these keys contribute to the gradients of attention over them and others; f32, splash's in the inputs'.
 
     lse is the denominator over all keys, `g` the gradient of the result over all keys and `delta` the sum of
     `g * result` over d (FlashAttention-2's backward pass, 2307.08691). Query chunks one after the other.
     """
+    if _chosen(implementation, q) == "splash":
+        return _splash().splash_gradients(q, k, v, g, lse, delta, _length(length, k))
     scale, n = q.shape[-1] ** -0.5, q.shape[1]
     q, k, v, g = (_heads_first(x).astype(jnp.float32) for x in (q * scale, k, v, g))
 
@@ -103,12 +115,25 @@ def attention_gradients(
 def _chosen(implementation: Implementation, q: Array) -> Implementation:
     if implementation != "auto":
         return implementation
+    if platform() == "tpu":
+        return "splash"
     fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
-    return "cudnn" if jax.default_backend() == "gpu" and fits else "xla"
+    return "cudnn" if platform() == "gpu" and fits else "xla"
+
+
+def _splash():
+    """`mi_jax.models.splash`: Pallas and its kernels take half a second to import, and most never use them."""
+    from mi_jax.models import splash
+
+    return splash
+
+
+def _length(length: Array | None, k: Array) -> Array:
+    return jnp.full(k.shape[:1], k.shape[1], jnp.int32) if length is None else length
 
 
 def _query_chunk() -> int:
-    return QUERY_CHUNK if jax.default_backend() == "cpu" else ACCELERATOR_QUERY_CHUNK
+    return QUERY_CHUNK if platform() == "cpu" else ACCELERATOR_QUERY_CHUNK
 
 
 @jax.custom_vjp
@@ -125,7 +150,7 @@ def _chunked_backward(saved, g: Array):
     """Each chunk's logits are computed again, its weights are read off the denominators."""
     q, k, v, length, out, lse = saved
     delta = jnp.einsum("bnkd,bnkd->bkn", g.astype(jnp.float32), out.astype(jnp.float32))
-    gradients = attention_gradients(q, k, v, g, lse, delta, length=length)
+    gradients = attention_gradients(q, k, v, g, lse, delta, length=length, implementation="xla")
     return *(made.astype(x.dtype) for made, x in zip(gradients, (q, k, v))), None
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mi_jax.conditions import Conditions
 from mi_jax.diffusion import TIMESTEPS
-from mi_jax.mesh import axis_size, batch_axis, gather_parameters, per_device
+from mi_jax.mesh import apart, axis_size, batch_axis, gather_parameters, per_device
 from mi_jax.models.attention import attention
 from mi_jax.models.audio_encoder import AudioEncoder, audio_windows
 from mi_jax.models.dit_blocks import DoubleBody, SingleBody, merge_heads, split_heads
@@ -196,15 +196,16 @@ class DiT(nnx.Module):
             return body.audio(video, audio, mask, frames)
 
         def double_body(body, video, text, vec, at_zero, rope, length, replaced, audio, mask):
-            still = None if replaced is None else (at_zero, replaced)
+            vec = apart(vec, AXIS)
+            still = None if replaced is None else (apart(at_zero, AXIS), replaced)
             video, text = body.block(video, text, vec, rope, n, length, still)
             return listen(body, video, audio, mask), text
 
         def single_body(body, x, vec, at_zero, rope, length, replaced, audio, mask):
-            own = rope[0].shape[0]
+            own, vec = rope[0].shape[0], apart(vec, AXIS)
             still = None
             if replaced is not None:
-                still = (at_zero, jnp.pad(replaced, ((0, 0), (0, x.shape[1] - own), (0, 0))))
+                still = (apart(at_zero, AXIS), jnp.pad(replaced, ((0, 0), (0, x.shape[1] - own), (0, 0))))
             for block in (body.first, body.second):
                 x = block(x, vec, rope, n, length, still)
             return jnp.concatenate([listen(body, x[:, :own], audio, mask), x[:, own:]], axis=1)

@@ -6,54 +6,90 @@ attention counts all pairs, those under the VAE's causal mask too. Recomputation
 numerator of model FLOPs utilisation (MFU; PaLM, 2204.02311, appendix B).
 """
 
+import dataclasses
 from math import prod
 
-from mi_jax.models.dit import TIMESTEP_DIM
 from mi_jax.models.dit_config import DiTConfig
 from mi_jax.models.vae import VAEConfig, kernel_between
 
-BACKWARD = 2
-"""Operations of the backward pass over those of the forward: one product each for the inputs and the parameters."""
 
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """One forward pass. linear: products with weights. attention: queries with keys, and weights with values."""
 
-def dit_tokens(config: DiTConfig, latents: tuple[int, int, int]) -> int:
-    """Video tokens of (t, h, w) latents."""
-    return prod(size // patch for size, patch in zip(latents, config.patch, strict=True))
+    linear: float
+    attention: float
+
+    @property
+    def forward(self) -> float:
+        return self.linear + self.attention
+
+    @property
+    def training(self) -> float:
+        """Forward and backward: three times the forward, whatever is recomputed. What MFU counts (PaLM, 2204.02311)."""
+        return 3 * self.forward
+
+    def executed_in_training(self, *, remat: bool, attention_backward: float = 2.5) -> float:
+        """What a device computes in a training step. With `remat` each body's forward pass runs twice.
+
+        attention_backward: cost of the kernel's backward pass in forward passes: 5 products for 2 in flash attention
+        (2307.08691), 7 where dq and dk, dv have kernels of their own (splash: 3.5).
+        """
+        forwards = 2 if remat else 1
+        return (forwards + 2) * self.linear + (forwards + attention_backward) * self.attention
+
+    def __mul__(self, times: int) -> "Flops":
+        return Flops(times * self.linear, times * self.attention)
 
 
 def dit_flops(
-    config: DiTConfig, latents: tuple[int, int, int], *, text_tokens: int, batch: int = 1, speakers: int = 1
-) -> int:
-    """Operations of one velocity of `batch` examples.
+    config: DiTConfig,
+    frames: int,
+    height: int,
+    width: int,
+    text_tokens: int,
+    *,
+    speakers: int = 1,
+    encode: bool = False,
+) -> Flops:
+    """Of one example of `frames` x `height` x `width` latents.
 
-    latents: (t, h, w) of an example. text_tokens: image and text tokens of the MLLM together, padding included.
-    speakers: those whose audio is given; 0 leaves the audio attention out, as stage 1 has it.
+    text_tokens: text and image tokens together, padding included (it is computed, too).
+    speakers: whose audio tokens are there, where the model has audio.
+    encode: with the audio encoder, which training runs in every step and sampling once for a video.
     """
-    d, ratio, n, m = config.width, config.mlp_ratio, dit_tokens(config, latents), text_tokens
-    pixels = prod(config.patch)
-    replaced = 1 + config.token_replace  # modulations of the video's tokens: also those of latent frame 0
-    embed = lambda d_in: d_in * d + d * d  # noqa: E731
+    d, bodies, r = config.width, config.single_depth // 2, config.mlp_ratio
+    n = frames * height * width // (config.patch[1] * config.patch[2])
+    m = text_tokens
+    patch = config.patch[1] * config.patch[2]
 
-    total = n * config.in_channels * pixels * d + replaced * embed(TIMESTEP_DIM)
-    total += embed(config.pooled_dim) if config.pooled_dim else 0
-    total += embed(TIMESTEP_DIM) if config.guidance_embedding else 0
-    refiner = m * (4 + 2 * ratio) * d * d + 2 * d * d + _attention(m, m, d)
-    total += m * config.text_dim * d + embed(TIMESTEP_DIM) + embed(config.text_dim) + config.refiner_depth * refiner
-    block = (n + m) * (4 + 2 * ratio) * d * d + _attention(n + m, n + m, d)
-    total += config.double_depth * (block + (1 + replaced) * 6 * d * d)
-    total += config.single_depth * (block + replaced * 3 * d * d)
-    total += 2 * d * d + n * d * config.latent_channels * pixels
-    if config.audio is not None and speakers:
-        tokens, frame = config.audio.tokens, speakers * latents[0] * config.audio.tokens
-        # The last term weighs and sums the speakers.
-        heard = 2 * n * d * d + frame * config.audio.width * 2 * d + speakers * _attention(n, tokens, d)
-        total += (config.double_depth + config.single_depth // 2) * (heard + speakers * n * d)
-    return 2 * batch * total
+    block = (4 + 2 * r) * d * d  # weights that a token meets: qkv, out, MLP
+    blocks = (n + m) * block * (config.double_depth + config.single_depth)
+    times = 1 + config.token_replace  # that the video's tokens are modulated for: a given latent frame's is 0
+    modulation = ((1 + times) * 6 * config.double_depth + times * 3 * config.single_depth + 2) * d * d
+    ends = n * patch * d * (config.in_channels + config.latent_channels)
+    embedders = times + (config.pooled_dim is not None) + config.guidance_embedding
+    inputs = (times + config.guidance_embedding) * 256 + (config.pooled_dim or 0)
+    vectors = modulation + embedders * d * d + inputs * d
+    refiner = m * (config.text_dim * d + config.refiner_depth * block)
+    refiner += 2 * d * d + (256 + config.text_dim) * d + 2 * d * d * config.refiner_depth
+    linear = blocks + ends + vectors + refiner
+    attention = 2 * d * ((n + m) ** 2 * (config.double_depth + config.single_depth) + m * m * config.refiner_depth)
 
-
-def _attention(queries: int, keys: int, width: int) -> int:
-    """Multiplications of the scores and of the weighted sum, all heads."""
-    return 2 * queries * keys * width
+    if config.audio:
+        a = config.audio
+        heard = speakers * frames * a.tokens
+        places = config.double_depth + bodies
+        linear += places * (2 * n * d * d + 2 * heard * a.width * d + n * speakers * d)  # last: the masks' sum
+        attention += 2 * d * places * n * speakers * a.tokens  # each token hears its own frame
+        if encode:
+            seen = 4 * 10 * a.layers  # tokens of a latent frame, of which `a.tokens` queries are asked
+            per_frame = a.depth * (2 * seen * a.input_dim * a.width + 2 * a.tokens * a.input_dim * a.width)
+            per_frame += a.depth * 2 * a.tokens * a.input_dim * a.mlp_ratio * a.width
+            per_frame += a.tokens * a.input_dim * a.width * (a.width != a.input_dim)
+            linear += speakers * frames * per_frame
+            attention += speakers * frames * a.depth * 2 * a.tokens * seen * a.width
+    return Flops(2.0 * linear, 2.0 * attention)
 
 
 def vae_encode_flops(config: VAEConfig, video: tuple[int, int, int], *, batch: int = 1) -> int:
@@ -102,4 +138,4 @@ def _level(grid: tuple[int, int, int], c: int, o: int, depth: int, time_kernel: 
 
 def _mid(grid: tuple[int, int, int], c: int, time_kernel: int) -> int:
     tokens = prod(grid)
-    return 4 * _convolution(grid, (time_kernel, 3, 3), c, c) + 4 * tokens * c * c + _attention(tokens, tokens, c)
+    return 4 * _convolution(grid, (time_kernel, 3, 3), c, c) + 4 * tokens * c * c + 2 * tokens * tokens * c

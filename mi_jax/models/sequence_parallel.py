@@ -197,7 +197,10 @@ def _ring_backward(plan: _Plan, saved, g: Array):
     delta = jnp.einsum("bnkd,bnkd->bkn", g, out)
 
     def gradients(k, v, step):
-        return attention_gradients(q, k, v, g, lse, delta, length=_chunk_length(plan, lengths, step))
+        parts = attention_gradients(
+            q, k, v, g, lse, delta, length=_chunk_length(plan, lengths, step), implementation=plan.implementation
+        )
+        return tuple(part.astype(jnp.float32) for part in parts)
 
     def fold(carry, step):
         dq, dk, dv, k, v = carry

@@ -4,7 +4,6 @@ Models that lack a part take what they have: without audio attention the video i
 (HunyuanVideo) it is made of the sentence alone.
 """
 
-import contextlib
 import dataclasses
 import logging
 import math
@@ -25,8 +24,9 @@ from mi_jax.data import faces, media
 from mi_jax.data.features import Encoders, latent_mask, portrait_latents, prompt_features, to_pixels
 from mi_jax.diffusion import add_noise, sigma_schedule
 from mi_jax.errors import InputError
+from mi_jax.mesh import on_mesh
 from mi_jax.models.audio_encoder import cut_audio
-from mi_jax.models.dit import DiT
+from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.tiling import decode_pieces
 from mi_jax.models.wav2vec2 import hidden_states
 from mi_jax.sample.folders import AvatarConfig, find_model, load_encoders, save_avatar
@@ -204,10 +204,7 @@ class Avatar:
         shape = (1, frames, height // stride, width // stride, self.config.vae.latent_channels)
         sigmas = sigma_schedule(steps, self.config.shift)
         group = 1 if self.mesh is None else self.mesh.shape["data"]
-        weights = {name: jnp.float32(weight) for name, weight in weights.items() if weight}
-        if self.config.dit.audio is None and "text" in weights:
-            # Nothing is heard: two branches, all and none, at every noise level.
-            weights = {"audio": weights["text"], "two_fold_above": jnp.float32(-1.0)}
+        weights = guidance_weights(self.config.dit, weights)
         with self._on_mesh():
             latents = jax.random.normal(jax.random.key(seed), shape, jnp.float32) if noise is None else jnp.array(noise)
             if self.config.portrait_in_noise and conditions.portrait is not None:
@@ -217,7 +214,7 @@ class Avatar:
             if progress is not None:
                 progress(0, steps)
             for i in range(steps):
-                latents = _denoise_level(
+                latents = denoise_level(
                     self.dit,
                     latents,
                     sigmas[i : i + 2],
@@ -247,7 +244,7 @@ class Avatar:
         save_avatar(folder, self.config, self.encoders, self.dit, dtype=dtype, overwrite=overwrite)
 
     def _on_mesh(self):
-        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+        return on_mesh(self.mesh)
 
 
 @jax.jit
@@ -256,7 +253,7 @@ def _encode_audio(dit: DiT, steps: Array, is_start: Array) -> Array:
 
 
 @partial(jax.jit, static_argnames=("window", "overlap", "group"), donate_argnames="latents")
-def _denoise_level(
+def denoise_level(
     dit: DiT,
     latents: Array,
     sigmas: Array,
@@ -267,9 +264,22 @@ def _denoise_level(
     overlap,
     group,
 ) -> Array:
-    """One noise level: compiled once for all levels and step counts, and for all weights that are not 0."""
+    """One noise level of the whole video, the jitted program that sampling repeats; `latents` are donated.
+
+    Compiled once for all levels (`sigmas` are two neighbours) and step counts, and for all `guidance_weights` that are
+    not 0. window, overlap, group: see `sliding_window`.
+    """
     velocity = Guidance(**weights)(dit)
     return sliding_window(velocity, latents, sigmas, conditions, window=window, overlap=overlap, group=group)
+
+
+def guidance_weights(dit: DiTConfig, weights: dict[str, float]) -> dict[str, Array]:
+    """The arguments of `Guidance` for weights named audio and text; those that are 0 cost nothing and are left out."""
+    weights = {name: jnp.float32(weight) for name, weight in weights.items() if weight}
+    if dit.audio is None and "text" in weights:
+        # Nothing is heard: two branches, all and none, at every noise level.
+        weights = {"audio": weights["text"], "two_fold_above": jnp.float32(-1.0)}
+    return weights
 
 
 def check_request(config: AvatarConfig, *, portrait: bool, voices: int, seconds: float | None, seed: int) -> None:

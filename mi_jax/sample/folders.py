@@ -74,7 +74,7 @@ class AvatarConfig:
             width=96,
             steps=25,
             shift=3.0,
-            guidance_audio=2.0,
+            guidance_audio=1.0,
         )
 
     @classmethod

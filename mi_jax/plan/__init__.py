@@ -1,0 +1,124 @@
+"""Memory, arithmetic and traffic of the real programs on machines that are not here (`mi-jax plan`)."""
+
+import dataclasses
+
+from mi_jax.errors import InputError
+from mi_jax.mesh import make_mesh
+from mi_jax.models.flops import Flops, dit_flops
+from mi_jax.plan.programs import PRESETS, latent_grid, preset_of, sampler_level, training_batch, training_step
+from mi_jax.plan.report import Plan, make_plan
+from mi_jax.plan.topologies import Topology, find_topology
+from mi_jax.sample.folders import AvatarConfig, avatar_config
+from mi_jax.sample.windows import plan_windows
+from mi_jax.train.curriculum import CurriculumObjective
+from mi_jax.train.objective import TrainConfig
+
+
+def plan_training(
+    config: TrainConfig,
+    topology: str,
+    *,
+    data: int | None = None,
+    seq: int = 1,
+    size: tuple[int, int] | None = None,
+) -> Plan:
+    """The plan of one optimiser step of an experiment, of its largest batch, on a mesh of `data` x `seq`.
+
+    size: height and width in pixels, where the records are not there yet (`programs.training_batch`).
+
+    Raises:
+      InputError: no such topology, a mesh that does not fit it, a batch that does not divide, or records that are
+        neither there nor described.
+    """
+    place = find_topology(topology)
+    mesh = make_mesh(data, seq, place.devices)
+    batch = training_batch(config, size)
+    with training_step(config, batch, mesh) as (lowered, arguments):
+        return make_plan(
+            f"a training step of {config.name} ({_described(batch)})",
+            lowered,
+            arguments,
+            place,
+            (mesh.shape["data"], seq),
+            **_training_flops(config, batch, place),
+        )
+
+
+def plan_sampling(
+    config: AvatarConfig,
+    topology: str,
+    *,
+    data: int | None = None,
+    seq: int = 1,
+    latent_frames: int = 33,
+    window: int = 33,
+    overlap: int = 8,
+    speakers: int = 1,
+) -> Plan:
+    """The plan of one noise level of a video of `latent_frames`, all windows and branches of guidance.
+
+    Raises:
+      InputError: no such topology, a mesh that does not fit it, or a window that cannot be.
+    """
+    place = find_topology(topology)
+    mesh = make_mesh(data, seq, place.devices)
+    windows = len(plan_windows(latent_frames, window, overlap))
+    options = {"window": window, "overlap": overlap, "speakers": speakers}
+    text = config.mllm.prompts.max_tokens
+    if config.dit.image_to_video or config.dit.token_replace:
+        text += config.mllm.vision.num_patches // config.mllm.image_token_stride
+    grid = latent_grid(config, config.height, config.width)
+    flops = dit_flops(config.dit, min(window, latent_frames), *grid, text, speakers=speakers)
+    branches = 1 + bool(config.guidance_audio or config.guidance_text) + bool(config.guidance_text and config.dit.audio)
+    group = min(mesh.shape["data"], windows)
+    computed = -(-windows // group) * group  # the last group is filled up
+    with sampler_level(config, latent_frames, mesh, **options) as (lowered, arguments):
+        return make_plan(
+            f"a noise level of {config.height}x{config.width}, {latent_frames} latent frames in {windows} windows, "
+            f"{branches} branches",
+            lowered,
+            arguments,
+            place,
+            (mesh.shape["data"], seq),
+            model_flops=(flops * (branches * windows)).forward,
+            # A group that the data axis does not divide is computed by all of its devices alike.
+            executed_flops=(flops * (branches * computed)).forward
+            * (1 if group % mesh.shape["data"] == 0 else mesh.shape["data"]),
+        )
+
+
+def sampled_model(name: str | CurriculumObjective) -> AvatarConfig:
+    """The model to plan sampling for: that of a preset or a model folder, or the one that an objective trains.
+
+    Raises:
+      InputError: no such model, or an objective that trains no denoiser.
+    """
+    if isinstance(name, str):
+        return PRESETS[name]() if name in PRESETS else avatar_config(name)
+    if not isinstance(name, CurriculumObjective):
+        raise InputError(f"{type(name).__name__}: trains no denoiser to sample with")
+    return dataclasses.replace(preset_of(name.dit), dit=name.dit)
+
+
+def _training_flops(config: TrainConfig, batch: dict, place: Topology) -> dict[str, float | None]:
+    """By formula for the denoiser's curriculum; for other objectives there is none."""
+    objective = config.objective
+    if not isinstance(objective, CurriculumObjective):
+        return {"model_flops": None, "executed_flops": None}
+    clips, frames, height, width, _ = batch["latents"].shape
+    text = batch["text_tokens"].shape[1] + batch["image_tokens"].shape[1]
+    flops: Flops = (
+        dit_flops(objective.dit, frames, height, width, text, speakers=objective.speakers, encode=True) * clips
+    )
+    backward = 3.5 if place.platform == "tpu" else 2.5
+    executed = flops.executed_in_training(remat=objective.dit.remat, attention_backward=backward)
+    return {"model_flops": flops.training, "executed_flops": executed}
+
+
+def _described(batch: dict) -> str:
+    leaf = max(batch.values(), key=lambda x: x.size)
+    shape = batch["latents"].shape if "latents" in batch else leaf.shape
+    return f"a batch of {' x '.join(map(str, shape))}"
+
+
+__all__ = ["Plan", "plan_sampling", "plan_training", "sampled_model"]

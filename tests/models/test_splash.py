@@ -1,0 +1,71 @@
+"""Splash attention's kernels, interpreted, against the plain formula; the whole of `joint_attention` with them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from mi_jax.mesh import make_mesh
+from mi_jax.models.attention import attention, attention_gradients, attention_with_lse
+from mi_jax.models.sequence_parallel import joint_attention
+
+
+def qkv(n: int, m: int, heads: int = 2, dim: int = 24):
+    shapes = [(2, n, heads, dim)] + [(2, m, heads, dim)] * 2
+    return [jax.random.normal(k, s) for k, s in zip(jax.random.split(jax.random.key(0), 3), shapes)]
+
+
+def test_attention_and_its_gradients_equal_the_formula():
+    """Neither sequence fills its blocks, heads are narrower than a lane, and keys are padded."""
+    q, k, v = qkv(150, 200)
+    length = jnp.asarray([200, 77], jnp.int32)
+    run = lambda kind: jax.vjp(lambda *x: attention(*x, length=length, implementation=kind), q, k, v)  # noqa: E731
+    (expected, pull), (got, pull_back) = run("xla"), run("splash")
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    g = jnp.cos(expected)
+    for one, other in zip(pull(g), pull_back(g)):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5)
+
+
+def test_denominators_and_gradients_by_them():
+    q, k, v = qkv(40, 130)
+    length = jnp.asarray([130, 5], jnp.int32)
+    run = lambda kind: attention_with_lse(q, k, v, length=length, implementation=kind)  # noqa: E731
+    (out, lse), (got, got_lse) = run("xla"), run("splash")
+    np.testing.assert_allclose(got, out, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got_lse, lse, rtol=1e-5, atol=1e-5)
+    g = jnp.sin(out)
+    lse = lse + 0.5  # keys elsewhere take their share
+    delta = jnp.einsum("bnkd,bnkd->bkn", g, out)
+    parts = lambda kind: attention_gradients(q, k, v, g, lse, delta, length=length, implementation=kind)  # noqa: E731
+    for one, other in zip(parts("xla"), parts("splash")):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5)
+
+
+def test_no_keys_is_finite():
+    q, k, v = qkv(3, 4)
+    assert np.isfinite(attention(q, k, v, length=jnp.zeros(2, jnp.int32), implementation="splash")).all()
+
+
+@pytest.mark.parametrize("ulysses", [4, 2])
+def test_spread_over_devices(ulysses):
+    """Ulysses alone, and with a ring of two around it: the kernels' parts are folded, forwards and backwards."""
+    streams = [tuple(qkv(n, n, heads=4, dim=8)) for n in (24, 8)]
+    length = jnp.asarray([8, 3], jnp.int32)
+
+    def loss(video, text, **options):
+        out, _ = joint_attention(video, text, length, **options)
+        return jnp.sum(jnp.sin(out)), out
+
+    grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    (_, expected), pulled = jax.jit(grad)(*streams)
+    mesh = make_mesh(data=2, seq=4)
+    with jax.set_mesh(mesh):
+        streams = jax.tree.map(lambda x: jax.device_put(x, P("data", "seq")), streams)
+        length = jax.device_put(length, P("data"))
+        run = jax.jit(lambda v, t: grad(v, t, video_length=24, ulysses=ulysses, implementation="splash"))
+        (_, got), pulled_too = run(*streams)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    for one, other in zip(jax.tree.leaves(pulled), jax.tree.leaves(pulled_too)):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5)
