@@ -53,6 +53,10 @@ class Args:
     duets: int = 0
     """Pictures of two puppets, each with its own voice."""
     seconds: float = 5.16
+    split: str = "test"
+    """"train" reads clips as training draws them: with `--seed 0 --first N`, clips that it may have seen."""
+    first: int = 0
+    """Number of the first clip."""
     seed: int = 1000
     """Of the held-out puppets."""
     steps: int | None = None
@@ -83,7 +87,9 @@ def through_vae(avatar: mi_jax.Avatar, video: np.ndarray) -> np.ndarray:
 
 def measure(args: Args, avatar: mi_jax.Avatar) -> tuple[list[dict], list[tuple[Clip, np.ndarray]]]:
     rows, shown = [], []
-    take = lambda i: draw(i, seed=args.seed, split="test", seconds=args.seconds, size=avatar.config.height)  # noqa: E731
+    take = lambda i: draw(  # noqa: E731
+        args.first + i, seed=args.seed, split=args.split, seconds=args.seconds, size=avatar.config.height
+    )
     generate(avatar, args, take(0), [take(0).audio], [take(0).mask])  # compiles
     for i in tqdm(range(args.clips), unit="clip"):
         clip = take(i)

@@ -1,7 +1,7 @@
 """Stage 1 of MagicInfinite at 13B (paper 4.1.2): 80,000 steps of portrait + text at 720x1280, 129 frames,
 AdamW at 1e-5.
 
-    mi-jax train configs/magic_infinite_stage1.py --out runs/magic_infinite_stage1
+    mi-jax train configs/magic_infinite_stage1.py --out runs/magic_infinite_stage1 --distributed auto   # on every host
 
 The paper trained on 200 H100s and 1.85 million clips; batch size and weight decay are not stated there (here: one clip
 per `data` shard of a 25 x 8 mesh, AdamW's usual 0.01). This project has not run it.
@@ -26,6 +26,7 @@ config = TrainConfig(
     warmup_steps=1000,
     compute_dtype="bfloat16",
     ema_decay=0.9999,
+    seq=8,
     checkpoint_every=500,
     sample_every=0,
 )

@@ -1,7 +1,7 @@
 """Stage 2 of MagicInfinite at 13B (paper 4.1.2): audio attention added, 30,000 steps, AdamW at 1e-5, adaptive
 weight 10.
 
-    mi-jax train configs/magic_infinite_stage2.py --out runs/magic_infinite_stage2
+    mi-jax train configs/magic_infinite_stage2.py --out runs/magic_infinite_stage2 --distributed auto   # on every host
 
 Starts from stage 1's averaged parameters. This project has not run it; tests trace its step at 720x1280x129.
 """

@@ -414,7 +414,7 @@ def plan(
     topology: str,
     overrides: tyro.conf.Suppress[tuple[str, ...]] = (),
     data: int | None = None,
-    seq: int = 1,
+    seq: int | None = None,
     size: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
     sample: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
     latent_frames: int = 33,
@@ -435,7 +435,7 @@ def plan(
       config: an experiment's file, a model folder, or a preset (puppet, magic-infinite-13b).
       topology: h100:8, h200:25x8 (hosts x GPUs), v5p-256, v6e-8, v7x-8, v5p:2x2x2 (chips along each axis), cpu:8.
       data: devices that share out clips or windows; by default all that --seq leaves.
-      seq: devices that share out the tokens of one video.
+      seq: devices that share out the tokens of one video; by default the training config's, 1 for sampling.
       size: pictures to plan training for, where the records are not there yet.
       sample: plan sampling videos of this size, instead of training.
       latent_frames: length of the sampled video, in latent frames (of 4 video frames).
@@ -460,7 +460,6 @@ def plan(
     from mi_jax.plan import plan_sampling, plan_training, sampled_model
     from mi_jax.train.objective import load_config
 
-    where = {"topology": topology, "data": data, "seq": seq}
     experiment = None
     if config.endswith(".py"):
         with _parsing(f"mi-jax plan {config}"):
@@ -469,6 +468,8 @@ def plan(
         raise InputError(
             f"{' '.join(overrides)}: no such option, and {config} is no experiment whose fields it could set"
         )
+    own = experiment.seq if experiment is not None and sample is None else 1
+    where = {"topology": topology, "data": data, "seq": own if seq is None else seq}
     if sample is None and experiment is not None:
         made = plan_training(experiment, **where, size=None if size is None else _size("--size", size))
     else:
