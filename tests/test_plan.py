@@ -29,7 +29,7 @@ from mi_jax.train.objective import TrainConfig
 
 # Sizes of the puppets' encoders, little depth.
 SHALLOW = dataclasses.replace(
-    TALKING, text_dim=128, pooled_dim=96, double_depth=1, single_depth=2, heads=2, remat=False,
+    TALKING, text_dim=128, pooled_dim=96, double_depth=1, single_depth=2, heads=2, remat="none",
     audio=dataclasses.replace(TALKING.audio, input_dim=128, layers=5),
 )  # fmt: skip
 STAGE2 = TrainConfig(

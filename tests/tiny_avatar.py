@@ -25,7 +25,7 @@ def tiny_config(height: int = 32, width: int = 32) -> AvatarConfig:
     return AvatarConfig(
         dit=DiTConfig(
             latent_channels=4, image_to_video=True, width=32, heads=2, mlp_ratio=2, double_depth=1, single_depth=2,
-            refiner_depth=1, text_dim=16, pooled_dim=16, rope_axes=(4, 6, 6), remat=False,
+            refiner_depth=1, text_dim=16, pooled_dim=16, rope_axes=(4, 6, 6), remat="none",
             audio=AudioEncoderConfig(input_dim=16, layers=2, width=16, heads=2, depth=1),
         ),
         vae=VAEConfig(

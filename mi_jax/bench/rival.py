@@ -40,7 +40,7 @@ def spec(
         "dtype": jnp.dtype(dtype).name,
         "threads": threads or cores(),
         "compile": compile,
-        "remat": config.remat,
+        "remat": config.remat != "none",
         "batch": batch,
         "grid": token_grid(preset),
         "text_tokens": preset.text_tokens + preset.image_tokens,

@@ -67,7 +67,7 @@ def presets() -> dict[str, Preset]:
 def hyvideo_s2() -> DiTConfig:
     """HunyuanVideo-I2V's small config `HYVideo-S/2` (its `hyvideo/modules/models.py`): 6 double and 12 single blocks
     of width 480, 5 heads."""
-    return DiTConfig(width=480, heads=5, double_depth=6, single_depth=12, rope_axes=(12, 42, 42), remat=False)
+    return DiTConfig(width=480, heads=5, double_depth=6, single_depth=12, rope_axes=(12, 42, 42), remat="none")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

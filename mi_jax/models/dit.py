@@ -7,12 +7,14 @@ this tree.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
@@ -22,7 +24,7 @@ from mi_jax.mesh import apart, axis_size, batch_axis, gather_parameters, per_dev
 from mi_jax.models.attention import attention
 from mi_jax.models.audio_encoder import AudioEncoder, audio_windows
 from mi_jax.models.dit_blocks import DoubleBody, SingleBody, merge_heads, split_heads
-from mi_jax.models.dit_config import DiTConfig
+from mi_jax.models.dit_config import DiTConfig, Remat
 from mi_jax.models.layers import (
     MLP,
     LayerNorm,
@@ -218,8 +220,7 @@ class DiT(nnx.Module):
         def single(x, body):
             return per_device(single_body, tokens)(gather_parameters(body), x, *told), None
 
-        if config.remat:
-            double, single = (jax.checkpoint(f, prevent_cse=False) for f in (double, single))
+        double, single = (_rematerialised(f, config.remat) for f in (double, single))
         video, text = jax.lax.scan(double, (video, text), self.double, unroll=config.unroll)[0]
         x = per_device(lambda *streams: jnp.concatenate(streams, axis=1), tokens)(video, text)
         x = jax.lax.scan(single, x, self.single, unroll=config.unroll)[0]
@@ -243,6 +244,25 @@ class DiT(nnx.Module):
         if jax.sharding.get_abstract_mesh().size > 1:
             patches = jax.reshard(patches, rows)
         return per_device(unpatch, rows)(patches, latents, sigma, conditions)
+
+
+def _rematerialised(body: Callable, remat: Remat) -> Callable:
+    """A scan's body whose backward pass computes its activations again from the tokens that entered it."""
+    if remat == "none":
+        return body
+    policy = None
+    if remat == "offload":
+        policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["tokens"],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+
+    def named(carry, parameters):
+        return body(jax.tree.map(lambda tokens: checkpoint_name(tokens, "tokens"), carry), parameters)
+
+    return jax.checkpoint(named, prevent_cse=False, policy=policy)
 
 
 def _patches(config: DiTConfig, latents: Array, conditions: Conditions) -> Float[Array, "b n e"]:

@@ -1,9 +1,12 @@
 """The denoiser's sizes, and its presets."""
 
 import dataclasses
+from typing import Literal
 
 from mi_jax.models.attention import Implementation
 from mi_jax.models.audio_encoder import AudioEncoderConfig
+
+Remat = Literal["none", "blocks", "offload"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,9 @@ class DiTConfig:
     ulysses: int | None = None
     """How many devices of the mesh's `seq` axis exchange heads; the others pass keys around a ring. By default the most
     that divide both."""
-    remat: bool = True
-    """Recompute each body in the backward pass instead of keeping its activations."""
+    remat: Remat = "blocks"
+    """What the backward pass finds of a body's activations: all of them ("none" is recomputed); the tokens that enter
+    it ("blocks"); or these, brought back from the host's memory ("offload")."""
     unroll: int = 1
     """Bodies per step of the scans over depth. In small models the scan's own copies count: all of them at once are
     faster, and compile no longer."""
@@ -81,6 +85,6 @@ class DiTConfig:
             pooled_dim=96,
             rope_axes=(12, 16, 16),
             audio=AudioEncoderConfig.puppet() if audio else None,
-            remat=False,
+            remat="none",
             unroll=2,
         )

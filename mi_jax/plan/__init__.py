@@ -111,7 +111,7 @@ def _training_flops(config: TrainConfig, batch: dict, place: Topology) -> dict[s
         dit_flops(objective.dit, frames, height, width, text, speakers=objective.speakers, encode=True) * clips
     )
     backward = 3.5 if place.platform == "tpu" else 2.5
-    executed = flops.executed_in_training(remat=objective.dit.remat, attention_backward=backward)
+    executed = flops.executed_in_training(remat=objective.dit.remat != "none", attention_backward=backward)
     return {"model_flops": flops.training, "executed_flops": executed}
 
 

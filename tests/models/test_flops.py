@@ -72,7 +72,7 @@ def test_the_audio_encoder_counts_when_it_runs():
 def test_xla_counts_the_same_but_for_what_is_no_product():
     """XLA counts a loop's body once, so the loops are unrolled; softmax, norms and GELU are its other few per cent."""
     config = dataclasses.replace(
-        SMALL, width=384, heads=3, rope_axes=(32, 48, 48), unroll=4, refiner_depth=1, remat=False
+        SMALL, width=384, heads=3, rope_axes=(32, 48, 48), unroll=4, refiner_depth=1, remat="none"
     )
     size = {"t": 2, "h": 8, "w": 8}
     assert size["t"] * 16 + 5 <= QUERY_CHUNK
