@@ -98,10 +98,12 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
                 with jax.transfer_guard_host_to_device("disallow"):
                     state, metrics = step_fn(state, frozen, batch)
                 done, last, stop = step + 1, step + 1 == config.steps, asked_to_stop(step + 1)
+                saving = done % config.checkpoint_every == 0 or last or stop
                 clock = clock or (done, time.perf_counter())  # from here on: compiling is not speed
                 pending.append((done, metrics))
 
-                while len(pending) > (0 if last or stop else 1):
+                # What a checkpoint holds is logged before: a run that goes on from it has the whole log.
+                while len(pending) > (0 if saving else 1):
                     count, values = pending.pop(0)
                     interval.append({name: float(value) for name, value in jax.device_get(values).items()})
                     if log:
@@ -113,7 +115,7 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
                             log.scalars(count, summarise(interval) | {"steps_per_second": speed})
                         interval, clock = [], (count, now)
 
-                if done % config.checkpoint_every == 0 or last or stop:
+                if saving:
                     ckpt.save(checkpoints, done, state, iterator)
                 if sample and (done % config.sample_every == 0 or last):
                     averaged = gather_parameters((state.ema, frozen))  # all processes take part in it

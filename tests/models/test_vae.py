@@ -158,10 +158,8 @@ def test_tiles_equal_the_reference(small, reference, f, h, w):
 
 def test_tiles_on_several_devices_are_the_same(small):
     """Of 2 x 3 tiles, three shapes: full ones, the last of a row, those of the last row."""
-    devices, video = jax.devices()[:3], clip(5, 40, 64)
-    latents, _ = encode_tiled(small, video)
-    np.testing.assert_allclose(encode_tiled(small, video, devices=devices)[0], latents, atol=1e-5)
-    frames = np.concatenate(list(decode_pieces(small, latents, devices=devices)), axis=1)
+    latents = np.random.default_rng(0).standard_normal((1, 2, 5, 8, 4)).astype(np.float32)
+    frames = np.concatenate(list(decode_pieces(small, latents, devices=jax.devices()[:3])), axis=1)
     np.testing.assert_allclose(frames, decode_tiled(small, latents), atol=1e-5)
 
 
