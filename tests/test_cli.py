@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,14 +41,14 @@ def files(tmp_path, monkeypatch):
 
 def refused(capsys, *argv: str) -> str:
     """Runs the command and returns its one line of complaint; checks code 2, no traceback, no new file."""
-    before = sorted(str(path) for path in cli.Path.cwd().rglob("*"))
+    before = sorted(str(path) for path in Path.cwd().rglob("*"))
     assert cli.main(list(argv)) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.strip().splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith("mi-jax: error: ")
-    assert sorted(str(path) for path in cli.Path.cwd().rglob("*")) == before
+    assert sorted(str(path) for path in Path.cwd().rglob("*")) == before
     return lines[0]
 
 
@@ -97,19 +98,19 @@ def test_two_voices_with_masks_of_another_size(files, model, capsys):
 
 
 def make_bad_files() -> None:
-    cli.Path("text.txt").write_text("to be, or not to be\n")
-    cli.Path("empty.bin").write_bytes(b"")
+    Path("text.txt").write_text("to be, or not to be\n")
+    Path("empty.bin").write_bytes(b"")
     media.write_audio("nothing.wav", np.zeros(0, np.float32))
     media.write_video("silent.mp4", np.zeros((2, 32, 32, 3), np.uint8))
     Image.new("RGB", (1, 1)).save("dot.png")
     media.write_image("black.png", np.zeros((40, 48), np.uint8))
-    cli.Path("folder.mp4").mkdir()
+    Path("folder.mp4").mkdir()
     with wave.open("nan.wav", "wb") as file:  # a WAV of 32-bit integers, then told to be float: its samples are NaN
         file.setparams((1, 4, 16000, 0, "NONE", ""))
         file.writeframes(np.full(800, np.nan, np.float32).tobytes())
-    data = bytearray(cli.Path("nan.wav").read_bytes())
+    data = bytearray(Path("nan.wav").read_bytes())
     data[20:22] = (3).to_bytes(2, "little")
-    cli.Path("nan.wav").write_bytes(bytes(data))
+    Path("nan.wav").write_bytes(bytes(data))
 
 
 ANIMATE = {"portrait": "portrait.png", "audio": ["speech.wav"], "out": "out.mp4", "more": []}
@@ -184,27 +185,42 @@ def test_without_a_voice_the_video_is_silent_and_as_large_and_long_as_told(files
 
 
 @pytest.mark.parametrize(
-    "option",
-    [("--steps", "0"), ("--seed", "-1"), ("--seconds", "-1"), ("--height", "8"), ("--guidance-text", "inf"),
-     ("--window", "8")],
-)  # fmt: skip
-def test_numbers_are_checked_before_anything_is_loaded(files, model, capsys, monkeypatch, option):
+    ("option", "said"),
+    [
+        (("--steps", "0"), "steps is 0"),
+        (("--seed", "-1"), "seed is -1"),
+        (("--seconds", "-1"), "a video of -1.0 seconds"),
+        (("--height", "8"), "8 pixels cannot be made"),
+        (("--guidance-text", "inf"), "guidance weights must be finite"),
+        (("--window", "8"), "overlap of 8"),
+    ],
+)
+def test_numbers_are_checked_before_anything_is_loaded(files, model, capsys, monkeypatch, option, said):
     monkeypatch.setattr("mi_jax.sample.avatar.load", lambda *_: pytest.fail("the long work began"))
-    refused(capsys, "animate", "portrait.png", "speech.wav", "--out", "o.mp4", "--model", str(model), *option)
+    line = refused(capsys, "animate", "portrait.png", "speech.wav", "--out", "o.mp4", "--model", str(model), *option)
+    assert said in line
+    assert not Path("o.mp4").exists()
+
+
+@pytest.mark.parametrize("told", ["nonsense", "localhost:1,2", "localhost:1,2,2", "localhost:1,two,0", "auto", ""])
+def test_a_cluster_that_is_none_is_refused(tmp_path, capsys, told):
+    """`auto` where nothing tells of a cluster, too."""
+    line = refused(capsys, "train", str(tmp_path / "experiment.py"), "--distributed", told)
+    assert "--distributed" in line
 
 
 def test_a_truncated_model_is_refused(files, model, capsys):
     shutil.copytree(model, "model")
-    weights = cli.Path("model/model.safetensors")
+    weights = Path("model/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:5000])
     line = refused(capsys, "animate", "portrait.png", "speech.wav", "--out", "out.mp4", "--model", "model")
     assert "model/model.safetensors" in line
 
 
 def test_an_old_video_survives_a_failed_run(files, model, capsys):
-    cli.Path("out.mp4").write_bytes(b"precious")
+    Path("out.mp4").write_bytes(b"precious")
     refused(capsys, "animate", "portrait.png", "none.wav", "--out", "out.mp4", "--model", str(model))
-    assert cli.Path("out.mp4").read_bytes() == b"precious"
+    assert Path("out.mp4").read_bytes() == b"precious"
 
 
 def test_help_unknown_commands_and_no_command(capsys):
@@ -224,10 +240,10 @@ def test_train_takes_a_config_and_overrides(files, monkeypatch, capsys):
 
     calls = []
     monkeypatch.setattr(mi_jax.train.loop, "train", lambda config, out: calls.append((config, out)))
-    cli.Path("nothing.py").write_text(
+    Path("nothing.py").write_text(
         "import dataclasses\n@dataclasses.dataclass(frozen=True, kw_only=True)\nclass Nothing:\n    width: int = 3\n"
     )
-    cli.Path("experiment.py").write_text(
+    Path("experiment.py").write_text(
         "from mi_jax.train.objective import TrainConfig\nfrom nothing import Nothing\n"
         "config = TrainConfig(name='trial', objective=Nothing(), steps=10, learning_rate=0.1)\n"
     )
@@ -249,12 +265,12 @@ def test_puppets_writes_a_folder_for_each(files, capsys):
     assert "drawn: 2 clips" in capsys.readouterr().out
     names = ["attributes.json", "mask.png", "mouth.csv", "portrait.png", "prompt.txt", "speech.wav", "video.mp4"]
     for folder in ("00000", "00001"):
-        assert sorted(path.name for path in cli.Path("drawn", folder).iterdir()) == names
+        assert sorted(path.name for path in Path("drawn", folder).iterdir()) == names
     clip = draw(1, seed=5, seconds=0.5, size=64)
     np.testing.assert_array_equal(media.read_image("drawn/00001/portrait.png"), clip.video[0])
     np.testing.assert_array_equal(media.read_mask("drawn/00001/mask.png"), clip.mask)
     np.testing.assert_allclose(media.read_audio("drawn/00001/speech.wav"), clip.audio, atol=1e-4)
-    assert len(cli.Path("drawn/00001/mouth.csv").read_text().splitlines()) == 1 + len(clip.video)
+    assert len(Path("drawn/00001/mouth.csv").read_text().splitlines()) == 1 + len(clip.video)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +289,7 @@ def test_puppets_that_cannot_be_drawn(files, capsys, more, named):
 def test_puppets_in_pairs(files, capsys):
     assert cli.main(["puppets", "--out", "pairs", "--seconds", "0.5", "--size", "64", "--duets"]) == 0
     assert "pairs: 1 clip" in capsys.readouterr().out
-    assert {"mask_1.png", "mask_2.png"} < {path.name for path in cli.Path("pairs/00000").iterdir()}
+    assert {"mask_1.png", "mask_2.png"} < {path.name for path in Path("pairs/00000").iterdir()}
 
 
 def test_puppets_with_nowhere_to_go(files, capsys):

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -281,7 +282,7 @@ config = TrainConfig(name="trial", objective=objective, steps=1, learning_rate=1
 def config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    cli.Path("trial.py").write_text(CONFIG)
+    Path("trial.py").write_text(CONFIG)
     return "trial.py"
 
 

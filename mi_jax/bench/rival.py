@@ -1,10 +1,12 @@
 """The same work in PyTorch (diffusers), in a child process: the two share the machine, but no memory pool."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 import jax
@@ -75,11 +77,13 @@ class Rival:
     `processor_seconds`; `about` says on what. Use it in a `with`."""
 
     def __init__(self, told: dict[str, Any]):
+        # Not a pipe: one that nobody reads would stop a talkative child.
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the child)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mi_jax.bench.pytorch"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._said,
             text=True,
             # OpenMP's threads spin where they wait: with other work beside, PyTorch then takes several times as long.
             env={"OMP_WAIT_POLICY": "passive", **os.environ},
@@ -101,7 +105,7 @@ class Rival:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            said = self._process.communicate()[1].strip().splitlines()
+            said = self._end().strip().splitlines()
             raise ChildProcessError(f"diffusers' process ended: {said[-1] if said else 'without a word'}")
         return json.loads(answer)
 
@@ -109,7 +113,14 @@ class Rival:
         return self
 
     def __exit__(self, *_) -> None:
-        self._process.stdin.close()
+        self._end()
+
+    def _end(self) -> str:
+        """Waits for the child's end; gives what it said."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.stdout.close()
-        self._process.stderr.close()
         self._process.wait()
+        with self._said:
+            self._said.seek(0)
+            return self._said.read()

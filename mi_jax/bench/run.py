@@ -88,7 +88,7 @@ def bench(options: Options, say: Callable[[str], None] = lambda line: None) -> d
     dtype = jnp.dtype(options.dtype or ("bfloat16" if accelerated else "float32"))
     if options.attention == "cudnn" and (jax.default_backend() != "gpu" or dtype == jnp.float32):
         raise InputError("attention cudnn needs an NVIDIA GPU and bfloat16")
-    cache = measure.use_compilation_cache()
+    measure.use_compilation_cache()
     ceiling = measure.matmul_ceiling(dtype)
     machine = about_this_machine()
     say(f"{machine['device']}, {dtype.name}: a matrix product reaches {ceiling / 1e12:.3g} TFLOP/s")
@@ -99,7 +99,6 @@ def bench(options: Options, say: Callable[[str], None] = lambda line: None) -> d
         "attention": options.attention,
         "machine": machine,
         "matmul_ceiling_tflop_per_second": ceiling / 1e12,
-        "compilation_cache": str(cache),
         "results": [],
     }
     try:
@@ -186,7 +185,11 @@ def _size(count: int) -> str:
 
 
 def write(record: dict[str, Any], folder: str | os.PathLike) -> pathlib.Path:
-    """Writes the record as JSON into `folder`, under a name of date, device, work and preset; returns the file."""
+    """Writes the record as JSON into `folder`, under a name of date, device, work and preset; returns the file.
+
+    Raises:
+      InputError: the folder cannot be written.
+    """
     machine = record["machine"]
     parts = [
         machine["date"][:16].replace(":", ""),
@@ -195,12 +198,29 @@ def write(record: dict[str, Any], folder: str | os.PathLike) -> pathlib.Path:
         record["preset"],
         record["dtype"],
     ]
-    path = pathlib.Path(folder) / f"{'_'.join(_slug(part) for part in parts)}.json"
+    path = open_folder(folder) / f"{'_'.join(_slug(part) for part in parts)}.json"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        beside = path.with_suffix(".partial")
+        beside.write_text(json.dumps(record, indent=1) + "\n")
+        beside.rename(path)
     except OSError as fault:
         raise InputError(f"{path}: cannot be written: {fault.strerror}") from fault
+    return path
+
+
+def open_folder(folder: str | os.PathLike) -> pathlib.Path:
+    """The folder, made if need be; asked for before anything is measured.
+
+    Raises:
+      InputError: it cannot be written to.
+    """
+    path = pathlib.Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise InputError(f"{path}: cannot be written: {fault.strerror}") from fault
+    if not os.access(path, os.W_OK):
+        raise InputError(f"{path}: cannot be written")
     return path
 
 

@@ -25,6 +25,7 @@ from mi_jax.models.dit import DiT
 from mi_jax.models.dit_config import DiTConfig
 from mi_jax.models.flops import dit_flops, vae_decode_flops, vae_encode_flops
 from mi_jax.models.vae import VAE, VAEConfig
+from mi_jax.sample.folders import AvatarConfig
 from mi_jax.sample.guidance import Guidance
 from mi_jax.sample.sliding_window import sliding_window
 from mi_jax.sample.windows import plan_windows
@@ -42,26 +43,33 @@ class Preset:
     height: int
     width: int
     latent_frames: int = 33
-    text_tokens: int = 256
+    text_tokens: int
     image_tokens: int = 0
-    steps: int = 50
-    shift: float = 7.0
+    steps: int
+    shift: float
 
 
 def presets() -> dict[str, Preset]:
     """The presets by name. One ending in `-stage1` is without audio attention, like HunyuanVideo and diffusers'."""
-    vae, wide = VAEConfig.hunyuan_video(), {"height": 544, "width": 544}
-    puppet = {"vae": VAEConfig.puppet(), "height": 96, "width": 96, "text_tokens": 34, "image_tokens": 9, "steps": 25}
+    puppet, large = AvatarConfig.puppet(), AvatarConfig.magic_infinite_13b()
+    plain = {"vae": large.vae, "text_tokens": large.mllm.prompts.max_tokens, "steps": large.steps, "shift": large.shift}
+    height, width = large.padded_size
     return {
-        "puppet": Preset(dit=DiTConfig.puppet(), shift=3.0, **puppet),
-        "puppet-stage1": Preset(dit=DiTConfig.puppet(audio=False), shift=3.0, **puppet),
-        "hyvideo-s2": Preset(dit=hyvideo_s2(), vae=vae, height=256, width=256, latent_frames=5),
-        "magic-infinite-13b": Preset(dit=DiTConfig.magic_infinite_13b(), vae=vae, image_tokens=144, **wide),
-        "magic-infinite-13b-stage1": Preset(
-            dit=DiTConfig.magic_infinite_13b(audio=False), vae=vae, image_tokens=144, **wide
-        ),
-        "hunyuan-video": Preset(dit=DiTConfig.hunyuan_video(), vae=vae, **wide),
+        "puppet": _preset_of(puppet, puppet.dit),
+        "puppet-stage1": _preset_of(puppet, DiTConfig.puppet(audio=False)),
+        "hyvideo-s2": Preset(dit=hyvideo_s2(), height=256, width=256, latent_frames=5, **plain),
+        "magic-infinite-13b": _preset_of(large, large.dit),
+        "magic-infinite-13b-stage1": _preset_of(large, DiTConfig.magic_infinite_13b(audio=False)),
+        "hunyuan-video": Preset(dit=DiTConfig.hunyuan_video(), height=height, width=width, **plain),
     }
+
+
+def _preset_of(config: AvatarConfig, dit: DiTConfig) -> Preset:
+    height, width = config.padded_size
+    return Preset(
+        dit=dit, vae=config.vae, height=height, width=width, steps=config.steps, shift=config.shift,
+        text_tokens=config.mllm.prompts.max_tokens, image_tokens=config.mllm.num_image_tokens,
+    )  # fmt: skip
 
 
 def hyvideo_s2() -> DiTConfig:

@@ -66,7 +66,7 @@ def plan_sampling(
     options = {"window": window, "overlap": overlap, "speakers": speakers}
     text = config.mllm.prompts.max_tokens
     if config.dit.image_to_video or config.dit.token_replace:
-        text += config.mllm.vision.num_patches // config.mllm.image_token_stride
+        text += config.mllm.num_image_tokens
     grid = latent_grid(config, config.height, config.width)
     flops = dit_flops(config.dit, min(window, latent_frames), *grid, text, speakers=speakers)
     branches = 1 + bool(config.guidance_audio or config.guidance_text) + bool(config.guidance_text and config.dit.audio)

@@ -85,7 +85,7 @@ def training_batch(config: TrainConfig, size: tuple[int, int] | None = None) -> 
             folder = pathlib.Path(scratch) / "records"
             write_records(folder, [_empty_record(objective, frames, size)])
             one = dataclasses.replace(one, records=str(folder))
-        batch = _shapes(arrays_of(next(iter(one.dataset(config.seed)))))
+        batch = _shapes(arrays_of(one.dataset(config.seed)[0]))
     return {name: jax.ShapeDtypeStruct((clips, *x.shape[1:]), x.dtype) for name, x in batch.items()}
 
 
@@ -106,7 +106,7 @@ def _empty_record(objective: CurriculumObjective, frames: int, size: tuple[int, 
         "face_mask": np.zeros((objective.speakers, h, w), np.float32),
         "text_tokens": half(prompts.max_tokens, dit.text_dim),
         "text_mask": np.zeros(prompts.max_tokens, bool),
-        "image_tokens": half(_image_tokens(preset), dit.text_dim),
+        "image_tokens": half(preset.mllm.num_image_tokens, dit.text_dim),
     }
     if dit.pooled_dim:
         record["text_pooled"] = half(dit.pooled_dim)
@@ -140,10 +140,6 @@ def latent_grid(config: AvatarConfig, height: int, width: int) -> tuple[int, int
     return padded[0] // config.vae.spatial_stride, padded[1] // config.vae.spatial_stride
 
 
-def _image_tokens(config: AvatarConfig) -> int:
-    return config.mllm.vision.num_patches // config.mllm.image_token_stride
-
-
 @contextlib.contextmanager
 def sampler_level(
     config: AvatarConfig, latent_frames: int, mesh: Mesh, *, window: int = 33, overlap: int = 8, speakers: int = 1
@@ -165,8 +161,8 @@ def sampler_level(
         told["text_pooled"] = shape(1, dit.pooled_dim, dtype=dtype)
     if dit.image_to_video or dit.token_replace:
         told |= {
-            "image_tokens": shape(1, _image_tokens(config), dit.text_dim, dtype=dtype),
-            "image_mask": shape(1, _image_tokens(config), dtype=bool),
+            "image_tokens": shape(1, config.mllm.num_image_tokens, dit.text_dim, dtype=dtype),
+            "image_mask": shape(1, config.mllm.num_image_tokens, dtype=bool),
             "portrait": shape(1, h, w, dit.latent_channels),
             "is_start": shape(1),
         }

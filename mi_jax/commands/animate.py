@@ -1,0 +1,88 @@
+"""`mi-jax animate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mi_jax.commands.terminal import ProgressBar
+from mi_jax.errors import InputError
+
+
+def animate(
+    out: Annotated[Path, tyro.conf.arg(metavar="VIDEO.mp4")],
+    portrait: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="[PORTRAIT]")]] = None,
+    audio: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[AUDIO ...]")]] = (),
+    prompt: str = "",
+    model: Annotated[str, tyro.conf.arg(metavar="puppet|DIR")] = "puppet",
+    mask: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PNG [PNG ...]")] = (),
+    steps: int | None = None,
+    window: int = 33,
+    overlap: int = 8,
+    seed: int = 0,
+    guidance_audio: float | None = None,
+    guidance_text: float | None = None,
+    seconds: float | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> None:
+    """A portrait, a voice and a sentence become a talking video.
+
+    Without AUDIO the video is silent; without PORTRAIT it is made of the sentence alone, if the model can do that.
+
+    Args:
+      out: the video to write.
+      portrait: a picture: png, jpg, webp, ...
+      audio: one sound file per speaker, from left to right: wav, mp3, flac, m4a, mp4, ...
+      prompt: a sentence of direction: expression, movement, background.
+      model: a shipped model or a model folder.
+      mask: one picture per voice, white where its face is; by default the face is looked for.
+      steps: denoising steps; by default the model's.
+      window: latent frames (of 4 video frames) that the denoiser sees at a time.
+      overlap: latent frames that neighbouring windows share.
+      seed: of the noise: the same seed makes the same video.
+      guidance_audio: how strongly the voice is followed; by default the model's.
+      guidance_text: how strongly the prompt is followed; by default the model's.
+      seconds: length of the video; by default that of the longest voice.
+      height: of the video in pixels; by default the model's.
+      width: of the video in pixels; by default the model's.
+    """
+    from mi_jax.data import media
+    from mi_jax.sample import avatar
+    from mi_jax.sample.folders import avatar_config
+    from mi_jax.sample.windows import plan_windows
+
+    # Whatever can be wrong is found before a model is loaded: a mistake costs a second, not a minute.
+    media.check_video_path(out)
+    options = {
+        "steps": steps,
+        "guidance_audio": guidance_audio,
+        "guidance_text": guidance_text,
+        "height": height,
+        "width": width,
+    }
+    config = avatar_config(model).replace(**options)
+    avatar.check_request(config, portrait=portrait is not None, voices=len(audio), seconds=seconds, seed=seed)
+    if mask and len(mask) != len(audio):
+        raise InputError(f"{len(mask)} masks for {len(audio)} voices: give one --mask picture per voice, or none")
+    plan_windows(1, window, overlap)
+    pixels = None if portrait is None else media.read_image(portrait)
+    voices = [media.read_audio(path) for path in audio]
+    for path in mask:
+        media.read_mask(path)
+    loaded = avatar.load(model)
+    with ProgressBar("denoising", "step") as bar:
+        video = loaded.animate(
+            pixels,
+            [avatar.Speaker(voice, path) for voice, path in zip(voices, mask or [None] * len(voices))],
+            prompt,
+            seed=seed,
+            window=window,
+            overlap=overlap,
+            seconds=seconds,
+            progress=bar,
+            **options,
+        )
+    avatar.save_video(out, video, list(audio) or None)
+    frames, height, width, _ = video.shape
+    print(f"{out}: {frames / avatar.FPS:.2f} s, {frames} frames of {width}x{height}")

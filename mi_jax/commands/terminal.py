@@ -1,0 +1,94 @@
+"""Arguments in, and one line or a progress bar out: what the commands share."""
+
+import contextlib
+import functools
+import inspect
+import io
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tyro
+
+from mi_jax.errors import InputError
+
+
+def parsed(command: Callable[..., None]) -> Callable[[Sequence[str]], None]:
+    """The command with its arguments parsed by their annotations; those that are not its own are its `overrides`, if it
+    takes any."""
+
+    @functools.wraps(command)
+    def bound(*args, **kwargs):
+        return functools.partial(command, *args, **kwargs)
+
+    def run(argv: Sequence[str]) -> None:
+        prog = f"mi-jax {command.__name__}"
+        with parsing(prog):
+            if takes_overrides:
+                call, rest = tyro.cli(bound, args=list(argv), prog=prog, return_unknown_args=True)
+                call.keywords["overrides"] = tuple(rest)
+            else:
+                call = tyro.cli(bound, args=list(argv), prog=prog)
+        call()
+
+    takes_overrides = "overrides" in inspect.signature(command).parameters
+    return run
+
+
+@contextlib.contextmanager
+def parsing(prog: str) -> Iterator[None]:
+    """Turns tyro's box about bad arguments into the one line that every bad input gets."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        box = said.getvalue().split("For full helptext")[0]
+        # The frame is drawn in Unicode or, where that cannot be shown, in ASCII.
+        lines = [re.sub(r"^- |-{3,}", "", line.strip("│╭╮╰╯─|+ ")).strip() for line in box.splitlines()]
+        raise InputError(f"{' '.join(line for line in lines if line)} ({prog} --help tells more)") from None
+    sys.stderr.write(said.getvalue())
+
+
+def take_option(arguments: list[str], name: str) -> str | None:
+    """The value of an option, which is taken out of `arguments`; None where it is not there."""
+    for i, word in enumerate(arguments):
+        if word == name or word.startswith(f"{name}="):
+            value = arguments[i + 1 : i + 2] if word == name else [word.removeprefix(f"{name}=")]
+            if not value or not value[0]:
+                raise InputError(f"{name} needs a value")
+            del arguments[i : i + (2 if word == name else 1)]
+            return value[0]
+    return None
+
+
+def parse_size(option: str, text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if match is None:
+        raise InputError(f"{option} is {text!r}, must be HEIGHTxWIDTH in pixels")
+    return int(match[1]), int(match[2])
+
+
+class ProgressBar:
+    """A bar that appears with the first call `bar(done, total)`, after all that is said before."""
+
+    def __init__(self, what: str, unit: str, **options: Any):
+        self.options = {"desc": what, "unit": unit, "leave": False, **options}
+        self.bar = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, **self.options)
+        self.bar.update(done - self.bar.n)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.bar is not None:
+            self.bar.close()
