@@ -25,7 +25,7 @@ from mi_jax.data.puppet_prompts import write_prompt
 from mi_jax.data.puppets import draw, generators
 from mi_jax.diffusion import add_noise, velocity_target
 from mi_jax.models.dit import DiT
-from mi_jax.train.curriculum import CurriculumObjective, _cut_window
+from mi_jax.train.curriculum import CurriculumObjective, cut_window
 
 LEVELS = (0.3, 0.5, 0.7, 0.85, 0.95)
 EASED = 4  # latent frames in which expression and motion have hardly begun
@@ -74,7 +74,7 @@ def main(args: Args) -> None:
         look, kind = sample_look(generators(i, args.seed, "test")[0]), clip.attributes["background"]["kind"]
         record = clip_record(avatar.encoders, clip.video, clip.audio[None], clip.prompt, clip.mask[None])
         length = len(record["latents"])
-        window = _cut_window(record, np.random.default_rng(0), length=length, mid_clip=0.0, speakers=1)
+        window = cut_window(record, np.random.default_rng(0), length=length, mid_clip=0.0, speakers=1)
         direction, motion = Direction(**clip.attributes["direction"]), clip.attributes["background_motion"]
         for name, (options, truth) in choices(direction, kind, motion).items():
             prompts = [write_prompt(np.random.default_rng(i), look, told, kind, moved) for told, moved in options]

@@ -7,7 +7,8 @@ OUT_sheet.png (frames) and, if asked, OUT_duets.png. Everything is read from gen
 `mi_jax.evaluate.puppets`:
 
 - lip sync: Pearson correlation of the mouth opening with the true one (generated; through the VAE alone, the ceiling;
-  with another clip's voice, the control), and the lag of the best correlation in frames;
+  with another clip's voice, the control), the lag of the best correlation in frames, and how far the mouth opens
+  (standard deviation over the true one);
 - obedience to each attribute that the prompt directs, beside what the same reader sees in the true clips;
 - identity (distance to the portrait outside the mouth) and sharpness, beside the truth's;
 - seconds of computation per second of video, after compilation;
@@ -104,6 +105,7 @@ def measure(args: Args, avatar: mi_jax.Avatar) -> tuple[list[dict], list[tuple[C
             "correlation": correlation(opening, true),
             "correlation_vae": correlation(mouth_opening(through, attributes), true),
             "offset": sync_offset(opening, true),
+            "opening": float(np.std(opening) / np.std(true)),
             "sharpness": sharpness(video, clip.video),
             "sharpness_vae": sharpness(through, clip.video),
             "identity": identity(video, clip.video[0], attributes),

@@ -17,7 +17,7 @@ import time
 import jax
 import numpy as np
 
-from mi_jax.mesh import make_mesh, shard_parameters
+from mi_jax.mesh import make_mesh, on_mesh, shard_parameters
 from mi_jax.train.loop import arrays_of, to_devices
 from mi_jax.train.objective import load_config
 from mi_jax.train.state import init_state, make_step, split_model
@@ -27,7 +27,7 @@ REPEATS, BATCHES = 6, 24
 
 def main(path: str, *overrides: str) -> None:
     config, mesh = load_config(path, overrides), make_mesh()
-    with jax.set_mesh(mesh), jax.remove_size_one_mesh_axis_from_type(True):
+    with on_mesh(mesh):
         graph, params, frozen = split_model(config.objective.init(jax.random.key(config.seed)), config.objective)
         params, frozen = shard_parameters(params, mesh), shard_parameters(frozen, mesh)
         trained = sum(leaf.size for leaf in jax.tree.leaves(params))

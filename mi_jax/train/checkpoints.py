@@ -52,7 +52,10 @@ def restore(checkpoints: ocp.training.Checkpointer, state: TrainState, iterator:
     latest = checkpoints.latest
     saved = ocp.metadata(latest.path)
     check_leaves(saved.metadata, wanted, str(latest.path))
-    iterator.set_state(json.loads(saved.custom_metadata["data"]))
+    place = (saved.custom_metadata or {}).get("data")
+    if place is None:
+        raise InputError(f"{latest.path}: does not say how far the data was read; it was written by an older version")
+    iterator.set_state(json.loads(place))
     found = checkpoints.load_checkpointables(latest, {"state": wanted})["state"]
     return jax.tree.unflatten(jax.tree.structure(state), [found[name] for name in wanted])
 

@@ -73,7 +73,7 @@ class CurriculumObjective:
         kinds = []
         for i, (length, batch) in enumerate(self.windows):
             cut = functools.partial(
-                _cut_window,
+                cut_window,
                 length=length,
                 mid_clip=self.mid_clip,
                 speakers=self.speakers if self.dit.audio else 0,
@@ -158,7 +158,7 @@ def _open_records(folders: Sequence[str]) -> list[RecordSource]:
     return sources
 
 
-def _cut_window(
+def cut_window(
     record: dict[str, np.ndarray],
     rng: np.random.Generator,
     *,

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mi_jax.errors import InputError
-from mi_jax.mesh import gather_parameters, make_mesh, shard_parameters
+from mi_jax.mesh import gather_parameters, make_mesh, on_mesh, shard_parameters
 from mi_jax.train import checkpoints as ckpt
 from mi_jax.train.logging import RunLog
 from mi_jax.train.objective import TrainConfig
@@ -44,8 +44,7 @@ def train(config: TrainConfig, out_dir: str | pathlib.Path) -> TrainState:
         does not divide over the devices.
     """
     mesh = make_mesh(seq=config.seq)
-    # Axes of size one lay nothing out; kept out of the types, they ask nothing of a model that runs on one device.
-    with jax.set_mesh(mesh), jax.remove_size_one_mesh_axis_from_type(True):
+    with on_mesh(mesh):
         return _train(config, pathlib.Path(out_dir), mesh)
 
 
@@ -68,8 +67,9 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
     share, shares = share_of_batch(mesh)
     dataset = objective.dataset(config.seed, share, shares)
     sample = getattr(objective, "sample", None) if config.sample_every else None
-    preview = arrays_of(next(iter(dataset))) if sample else None
-    if isinstance(dataset, grain.MapDataset):
+    indexed = isinstance(dataset, grain.MapDataset)
+    preview = arrays_of(dataset[0] if indexed else next(iter(dataset))) if sample else None
+    if indexed:
         threads = 1 if config.workers else min(16, os.cpu_count() or 1)
         # Grain's own default reads 500 batches ahead: gigabytes, when a batch is video.
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
@@ -121,7 +121,7 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
                     averaged = gather_parameters((state.ema, frozen))  # all processes take part in it
                     if log:
                         here = jax.tree.map(lambda leaf: leaf.addressable_data(0), (averaged, step_key))
-                        with jax.set_mesh(make_mesh(data=1, devices=jax.local_devices()[:1])):
+                        with on_mesh(make_mesh(data=1, devices=jax.local_devices()[:1])):
                             averaged, key = nnx.merge(graph, *here[0]), jax.random.fold_in(here[1], done)
                             log.samples(done, sample(averaged, preview, key))
                 if stop and not last:

@@ -14,7 +14,7 @@ from mi_jax.data.records import write_records
 from mi_jax.errors import InputError
 from mi_jax.models.audio_encoder import AudioEncoderConfig, cut_audio
 from mi_jax.models.dit import DiTConfig
-from mi_jax.train.curriculum import CurriculumObjective, _cut_window, _euler
+from mi_jax.train.curriculum import CurriculumObjective, _euler, cut_window
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 AUDIO = AudioEncoderConfig(input_dim=8, layers=2, width=16, heads=2, depth=1)
@@ -40,7 +40,7 @@ def record(rng: np.random.Generator, t: int = 9, speakers: int = 1) -> dict[str,
 
 def batch(b: int, t: int = 3) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    cut = [_cut_window(record(rng), rng, length=t, mid_clip=0.5, speakers=1) for _ in range(b)]
+    cut = [cut_window(record(rng), rng, length=t, mid_clip=0.5, speakers=1) for _ in range(b)]
     return {name: np.stack([window[name] for window in cut]) for name in cut[0]}
 
 
@@ -49,7 +49,7 @@ def test_windows_cut_latents_and_sound_together():
     clip = record(rng)
     starts = set()
     for _ in range(60):
-        window = _cut_window(clip, rng, length=4, mid_clip=0.5, speakers=1)
+        window = cut_window(clip, rng, length=4, mid_clip=0.5, speakers=1)
         start = next(s for s in range(6) if np.array_equal(window["latents"], clip["latents"][s : s + 4]))
         starts.add(start)
         assert window["is_start"] == (start == 0)
@@ -57,8 +57,8 @@ def test_windows_cut_latents_and_sound_together():
         np.testing.assert_array_equal(window["portrait"], clip["portrait"].astype(np.float32))
         np.testing.assert_array_equal(window["audio_mask"], clip["face_mask"])
     assert starts == set(range(6))
-    assert _cut_window(clip, rng, length=4, mid_clip=0.5, speakers=1, whole_mask=1.0)["audio_mask"].min() == 1
-    whole = _cut_window(clip, rng, length=9, mid_clip=1.0, speakers=0)
+    assert cut_window(clip, rng, length=4, mid_clip=0.5, speakers=1, whole_mask=1.0)["audio_mask"].min() == 1
+    whole = cut_window(clip, rng, length=9, mid_clip=1.0, speakers=0)
     assert whole["is_start"] == 1
     assert "audio_steps" not in whole
 
@@ -66,7 +66,7 @@ def test_windows_cut_latents_and_sound_together():
 def test_speakers_keep_their_own_sound_and_place():
     rng = np.random.default_rng(1)
     one, two = record(rng), record(rng, speakers=2)
-    window = _cut_window(two, rng, length=9, mid_clip=0.0, speakers=3, whole_mask=1.0)  # whole_mask is for one alone
+    window = cut_window(two, rng, length=9, mid_clip=0.0, speakers=3, whole_mask=1.0)  # whole_mask is for one alone
     np.testing.assert_array_equal(window["audio_mask"][:2], two["face_mask"])
     np.testing.assert_array_equal(window["face_mask"], two["face_mask"].max(0))
     for k in range(2):
@@ -78,16 +78,16 @@ def test_speakers_keep_their_own_sound_and_place():
     model = objective.init(jax.random.key(0))
     model.double.audio.out.kernel = nnx.Param(jnp.ones_like(model.double.audio.out.kernel[...]))
     told = [
-        {name: jnp.asarray(x)[None] for name, x in _cut_window(one, rng, length=9, mid_clip=0.0, speakers=s).items()}
+        {name: jnp.asarray(x)[None] for name, x in cut_window(one, rng, length=9, mid_clip=0.0, speakers=s).items()}
         for s in (1, 2)
     ]
     losses = [jax.jit(objective.loss)(model, batch, jax.random.key(1))[0] for batch in told]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
-    unmasked = _cut_window(two, rng, length=9, mid_clip=0.0, speakers=3, face_masked=False)["audio_mask"]
+    unmasked = cut_window(two, rng, length=9, mid_clip=0.0, speakers=3, face_masked=False)["audio_mask"]
     np.testing.assert_array_equal(unmasked.min((1, 2)), [1, 1, 0])  # everywhere, of those who are there
     np.testing.assert_array_equal(unmasked.max((1, 2)), [1, 1, 0])
     with pytest.raises(InputError, match="a record has 2 speakers"):
-        _cut_window(two, rng, length=9, mid_clip=0.0, speakers=1)
+        cut_window(two, rng, length=9, mid_clip=0.0, speakers=1)
 
 
 def test_dataset_mixes_window_lengths_and_is_the_same_again(tmp_path):
