@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from mi_jax.errors import InputError
 from mi_jax.mesh import make_mesh
+from mi_jax.models import sequence_parallel
 from mi_jax.models.attention import QUERY_CHUNK
 from mi_jax.models.sequence_parallel import joint_attention, ulysses_degree
 
@@ -61,6 +62,24 @@ def test_spread_equals_whole_forwards_and_backwards(n, m, lengths, data, ulysses
         other, size = np.asarray(other), one.shape[1]
         assert np.linalg.norm(other[:, :size] - one) < 1e-5 * np.linalg.norm(one)
         np.testing.assert_array_equal(other[:, size:], 0)  # padding takes part in nothing
+
+
+def test_a_kernel_may_make_anything_of_no_keys(monkeypatch):
+    """Four tokens on a ring of eight: half of the chunks hold no key, and what fused kernels give for those is NaN."""
+    kernel = sequence_parallel.attention_with_lse
+
+    def fused(q, k, v, *, length, **options):
+        out, lse = kernel(q, k, v, length=length, **options)
+        return jnp.where((length > 0)[:, None, None, None], out, jnp.nan), lse
+
+    (video, text), length = streams(4, 2), jnp.asarray([2, 2], jnp.int32)
+    whole, _ = joint_attention(video, text, length)
+    monkeypatch.setattr(sequence_parallel, "attention_with_lse", fused)
+    with jax.set_mesh(make_mesh(data=1, seq=8)):
+        place = lambda stream: tuple(jax.device_put(x, P(None, "seq")) for x in padded(stream, 8, 0.0))  # noqa: E731
+        run = jax.jit(lambda v, t: joint_attention(v, t, length, video_length=4, ulysses=1))
+        spread, _ = run(place(video), place(text))
+    np.testing.assert_allclose(np.asarray(spread)[:, :4], whole, rtol=1e-4, atol=1e-5)
 
 
 def test_the_degree_is_the_most_that_the_heads_allow():
