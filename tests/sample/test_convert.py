@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -207,12 +208,12 @@ def copy(hub, tmp_path, monkeypatch):
 
 def refused(capsys, *argv: str) -> str:
     """Code 2 and one line on standard error, and nothing written."""
-    before = sorted(str(path) for path in cli.Path.cwd().rglob("*"))
+    before = sorted(str(path) for path in Path.cwd().rglob("*"))
     assert cli.main(["convert", *argv]) == 2
     captured = capsys.readouterr()
     lines = captured.err.strip().splitlines()
     assert (captured.out, len(lines)) == ("", 1), captured
-    assert sorted(str(path) for path in cli.Path.cwd().rglob("*")) == before
+    assert sorted(str(path) for path in Path.cwd().rglob("*")) == before
     return lines[0].removeprefix("mi-jax: error: ")
 
 
