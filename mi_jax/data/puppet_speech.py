@@ -51,13 +51,19 @@ _IPA = {
 }  # fmt: skip
 _CLASS_OF = {symbol: PHONEME_CLASSES.index(name) for name, symbols in _IPA.items() for symbol in symbols}
 
-# The two splits share neither an espeak-ng voice nor a variant of the throat. Variants with breath or Klatt synthesis
-# are left out: their noise differs from run to run.
+# Training and test share neither an espeak-ng voice nor a variant of the throat; nor do "wide" and test. Variants with
+# breath or Klatt synthesis are left out: their noise differs from run to run.
 _VARIANTS: dict[str, tuple[str, ...]] = {
     "train": ("", "+m1", "+m2", "+m3", "+m4", "+m7", "+f1", "+f4", "+linda", "+steph", "+rob", "+belinda", "+Annie",
               "+Alex", "+boris", "+benjamin"),
     "test": ("+m5", "+m6", "+m8", "+Andrea", "+Mike", "+anika", "+aunty"),
 }  # fmt: skip
+_VARIANTS["wide"] = _VARIANTS["train"] + (
+    "+Andy", "+AnxiousAndy", "+Denis", "+Diogo", "+Gene", "+Gene2", "+Henrique", "+Hugo", "+Jacky", "+Lee", "+Marco",
+    "+Mario", "+Michael", "+Nguyen", "+Tweaky", "+antonio", "+croak", "+ed", "+grandma", "+grandpa", "+gustave", "+ian",
+    "+iven", "+iven2", "+iven3", "+iven4", "+john", "+kaukovalta", "+marcelo", "+max", "+michel", "+miguel", "+norbert",
+    "+pablo", "+paul", "+pedro", "+quincy", "+robert", "+shelby", "+steph2", "+steph3", "+travis", "+zac",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +90,7 @@ class Speech:
 
 
 def _grammars(split: str) -> dict[str, puppet_sentences.Grammar]:
-    return {"train": puppet_sentences.TRAIN, "test": puppet_sentences.TEST}[split]
+    return {"train": puppet_sentences.TRAIN, "test": puppet_sentences.TEST, "wide": puppet_sentences.WIDE}[split]
 
 
 def voices(split: str) -> set[str]:
@@ -93,7 +99,7 @@ def voices(split: str) -> set[str]:
 
 
 def sample_voice(rng: np.random.Generator, split: str) -> Voice:
-    """A random voice of "train" or "test"."""
+    """A random voice of "train", "test" or "wide": the training voices and many others, for who only listens."""
     grammars = _grammars(split)
     names = list(grammars)
     language = names[int(rng.integers(len(names)))]

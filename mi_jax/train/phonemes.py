@@ -23,10 +23,13 @@ from mi_jax.data.puppet_speech import FPS, PHONEME_CLASSES, SAMPLE_RATE
 from mi_jax.mesh import gather_parameters
 from mi_jax.models.stack import stack_layers
 from mi_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config, normalise
+from mi_jax.train.checkpoints import warm_start
 
 MOUTH = ("opening", "width", "roundness")
 _MOUTH_MEAN = np.array([0.36, 1.0, 0.2], np.float32)
 _MOUTH_SCALE = np.array([0.29, 0.12, 0.25], np.float32)  # standard deviations over the training voices
+
+_ECHO = 32  # samples
 
 
 class PhonemeModel(nnx.Module):
@@ -105,6 +108,9 @@ class PhonemeObjective:
     speed: range of the playing speed of training clips (`SpeechSource`).
     noise_decibels: range of the signal-to-noise ratio of the noise that is added, half of the time. tilt: range of `a`
     in x[n] - a x[n - 1], drawn for the voice and for the noise: dull (negative) to thin (positive) sound.
+    echo: most that a random filter of 2 ms adds to the voice's samples, of their own size: other formants' strengths.
+    split: whose voices and sentences are heard (`puppet_speech.sample_voice`).
+    init_from: a finished run whose model this one starts from.
     """
 
     wav2vec2: Wav2Vec2Config = dataclasses.field(default_factory=Wav2Vec2Config.puppet)
@@ -115,13 +121,17 @@ class PhonemeObjective:
     speed: tuple[float, float] = (0.84, 1.2)
     noise_decibels: tuple[float, float] = (10.0, 50.0)
     tilt: tuple[float, float] = (-0.4, 0.9)
+    echo: float = 0.0
+    split: str = "train"
+    init_from: str | None = None
 
     def init(self, key: Key[Array, ""]) -> PhonemeModel:
-        return PhonemeModel(self.wav2vec2, rngs=nnx.Rngs(key))
+        model = PhonemeModel(self.wav2vec2, rngs=nnx.Rngs(key))
+        return model if self.init_from is None else warm_start(model, self.init_from, "wav2vec2")
 
     def dataset(self, seed: int, share: int = 0, shares: int = 1) -> grain.MapDataset:
         """Clips that do not come again: any of a billion, in order, each with a voice and sentences of its own."""
-        clips = grain.MapDataset.source(self._source(10**9, seed, "train", self.speed))
+        clips = grain.MapDataset.source(self._source(10**9, seed, self.split, self.speed))
         return batches(clips, self.batch_size, share, shares)
 
     def held_out(self, count: int, seed: int = 0) -> grain.MapDataset:
@@ -149,14 +159,21 @@ class PhonemeObjective:
         return loss, scalars
 
     def augment(self, audio: Float[Array, "b n"], key: Key[Array, ""]) -> Float[Array, "b n"]:
-        """Another microphone and another room: spectral tilt, and half of the time noise with a tilt of its own.
+        """Another microphone and another room: spectral tilt and short echoes, and half of the time noise with a tilt of
+        its own.
 
         The gain needs no augmentation: `normalise` takes it out.
         """
-        tilt_key, noise_key, level_key, noisy_key = jax.random.split(key, 4)
+        tilt_key, noise_key, level_key, noisy_key, echo_key, size_key = jax.random.split(key, 6)
         low, high = self.tilt
         tilt = jax.random.uniform(tilt_key, (2, audio.shape[0], 1), minval=low, maxval=high)
         voice = _tilted(audio, tilt[0])
+        if self.echo:
+            size = jax.random.uniform(size_key, (audio.shape[0], 1), maxval=self.echo)
+            fading = np.exp(-np.arange(_ECHO, dtype=np.float32) / 8)[None]
+            taps = fading * jax.random.normal(echo_key, (audio.shape[0], _ECHO))
+            taps *= size / jnp.sqrt(jnp.sum(taps**2, axis=1, keepdims=True))
+            voice += jax.vmap(lambda x, h: jnp.convolve(x, h)[: x.shape[0]])(voice, taps)
         noise = _tilted(jax.random.normal(noise_key, audio.shape), tilt[1])
         decibels = jax.random.uniform(
             level_key, (audio.shape[0], 1), minval=self.noise_decibels[0], maxval=self.noise_decibels[1]

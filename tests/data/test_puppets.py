@@ -56,6 +56,13 @@ def test_seed_split_and_index_each_give_another_puppet(other):
 
 def test_training_and_test_share_no_voice_and_no_sentence():
     assert not puppet_speech.voices("train") & puppet_speech.voices("test")
+    assert not puppet_speech.voices("wide") & puppet_speech.voices("test")
+    assert puppet_speech.voices("train") < puppet_speech.voices("wide")
+    languages = [
+        {name for grammar in table.values() for name in grammar.voices}
+        for table in (puppet_sentences.WIDE, puppet_sentences.TEST)
+    ]
+    assert not languages[0] & languages[1]
     train, test = (
         {phrase for g in table.values() for field in (g.subjects, g.verbs, g.objects) for phrase in field}
         for table in (puppet_sentences.TRAIN, puppet_sentences.TEST)

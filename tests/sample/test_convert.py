@@ -85,6 +85,11 @@ def test_an_image_to_video_folder_makes_a_silent_video_that_begins_with_the_port
         u, none = (avatar.dit(x, start[None], c) for c in (told, told.drop(text=True, image=True)))
         by_hand = x + (end - start) * (u + 1.5 * (u - none))
     np.testing.assert_allclose(guided, by_hand[0], atol=1e-3)
+    late = dataclasses.replace(avatar, config=dataclasses.replace(config, lead_in=4))  # the first four are not shown
+    told = late.conditions(portrait(), [], [], "She is happy.", 3)
+    latents = late.denoise(told, seed=0, steps=2, window=33, overlap=8, weights={}, latent_frames=3)
+    shown = late.animate(portrait(), [], "She is happy.", seconds=0.2, steps=2)
+    np.testing.assert_array_equal(shown, late.decode(latents)[4:9])
     with pytest.raises(InputError, match="no audio attention"):
         avatar.animate(portrait(), [Speaker(voice(0.2))])
     with pytest.raises(InputError, match="needs its length in seconds"):

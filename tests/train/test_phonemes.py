@@ -145,6 +145,26 @@ def test_tilt_is_a_first_difference():
     np.testing.assert_allclose(objective.augment(voice, jax.random.key(1)), expected, atol=1e-5)
 
 
+def test_echoes_are_a_filter_of_the_stated_size_and_length():
+    """A click comes back as itself and a tail of 2 ms, of any size up to what is said; another one for every voice."""
+    objective = PhonemeObjective(wav2vec2=TINY, tilt=(0.0, 0.0), noise_decibels=(300.0, 300.0), echo=0.7)
+    click = jnp.zeros((200, 100)).at[:, 10].set(1.0)
+    heard = np.array(objective.augment(click, jax.random.key(1)))
+    heard[:, 10] -= 1.0
+    assert np.abs(heard[:, :10]).max() < 1e-6
+    assert np.abs(heard[:, 42:]).max() < 1e-6
+    sizes = np.linalg.norm(heard, axis=1)
+    assert sizes.max() <= 0.7 + 1e-5
+    np.testing.assert_allclose([sizes.mean(), sizes.std()], [0.35, 0.7 / np.sqrt(12)], atol=0.05)
+
+
+def test_a_run_goes_on_from_another(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("mi_jax.train.checkpoints.load_ema_state", lambda source: nnx.state(model))
+    objective = PhonemeObjective(wav2vec2=TINY, init_from=str(tmp_path))
+    for there, here in zip(jax.tree.leaves(model), jax.tree.leaves(objective.init(jax.random.key(7))), strict=True):
+        np.testing.assert_array_equal(there, here)
+
+
 def test_it_learns(model, batch):
     """Sixty steps down the gradient's signs on one batch: the loss falls to less than half of what it was."""
     graph, state = nnx.split(model)
