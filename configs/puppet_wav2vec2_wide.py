@@ -1,9 +1,10 @@
-"""The puppets' wav2vec2, trained on with 46 more languages, 43 more throats and other rooms, so that it understands voices
-that it never heard.
+"""The puppets' wav2vec2, trained on with 46 more languages, 43 more throats and other rooms, so that it understands
+voices that it never heard.
 
     mi-jax train configs/puppet_wav2vec2_wide.py --out runs/wav2vec2
 
-Starts from the averaged parameters of configs/puppet_wav2vec2.py (runs/wav2vec2_first). Cost and result: docs/puppets.md.
+Starts from the averaged parameters of configs/puppet_wav2vec2.py (runs/wav2vec2_first). Cost and result:
+docs/puppets.md.
 """
 
 from mi_jax.train.objective import TrainConfig

@@ -311,8 +311,8 @@ WIDE: dict[str, Grammar] = TRAIN | {
     voice: Grammar(voices=(voice,))
     for voice in (
         "af", "an", "az", "bs", "ca", "ca-ba", "ca-nw", "ca-va", "cy", "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd",
-        "en-us-nyc", "eo", "et", "eu", "fr-ch", "gd", "gn", "haw", "hr", "ht", "hu", "ia", "io", "is", "ku", "lfn", "lt",
-        "ltg", "lv", "ms", "mt", "nb", "nci", "pap", "pt", "qu", "sk", "sl", "smj", "sq", "sw", "tk", "tn", "uz",
+        "en-us-nyc", "eo", "et", "eu", "fr-ch", "gd", "gn", "haw", "hr", "ht", "hu", "ia", "io", "is", "ku", "lfn",
+        "lt", "ltg", "lv", "ms", "mt", "nb", "nci", "pap", "pt", "qu", "sk", "sl", "smj", "sq", "sw", "tk", "tn", "uz",
     )
 }  # fmt: skip
 
@@ -327,9 +327,13 @@ def invent_word(rng: np.random.Generator) -> str:
     return "".join(pick(_ONSETS) + pick(_VOWELS) + pick(_CODAS) for _ in range(int(rng.integers(2, 4))))
 
 
-_WIDE_ONSETS = (*_ONSETS, "b", "p", "m", "br", "pl", "tr", "dr", "st", "sk", "fl", "kr", "gl", "y", "h", "j", "z", "ch", "th")
-_WIDE_VOWELS = ("a", "e", "i", "o", "u", "a", "e", "i", "o", "u", "y", "aa", "ee", "ii", "oo", "uu", "ai", "au", "ei", "ia", "oi",
-                "ue", "ä", "ö", "ü", "é", "å", "ø")  # fmt: skip
+_WIDE_ONSETS = (
+    *_ONSETS, "b", "p", "m", "br", "pl", "tr", "dr", "st", "sk", "fl", "kr", "gl", "y", "h", "j", "z", "ch", "th"
+)  # fmt: skip
+_WIDE_VOWELS = (
+    "a", "e", "i", "o", "u", "a", "e", "i", "o", "u", "y", "aa", "ee", "ii", "oo", "uu", "ai", "au", "ei", "ia", "oi",
+    "ue", "ä", "ö", "ü", "é", "å", "ø"
+)  # fmt: skip
 _WIDE_CODAS = (*_CODAS, "", "", "t", "r", "k", "b", "nd", "rt", "st", "mp", "ng", "tt", "ll", "f", "sh", "g", "d")
 
 

@@ -159,7 +159,7 @@ class PhonemeObjective:
         return loss, scalars
 
     def augment(self, audio: Float[Array, "b n"], key: Key[Array, ""]) -> Float[Array, "b n"]:
-        """Another microphone and another room: spectral tilt and short echoes, and half of the time noise with a tilt of
+        """Another microphone and another room: spectral tilt, short echoes, and half of the time noise with a tilt of
         its own.
 
         The gain needs no augmentation: `normalise` takes it out.
