@@ -1,4 +1,4 @@
-"""Products that round their operands."""
+"""Products that round their operands, and vectors at every token."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from mi_jax.mesh import make_mesh
-from mi_jax.models.layers import linear, matmul
+from mi_jax.models.layers import linear, matmul, per_token
 
 
 def rounded(x) -> np.ndarray:
@@ -67,3 +67,15 @@ def test_linear_layers_follow_and_half_precision_is_left_alone(operands):
         low, half = layer(x), matmul(x.astype(jnp.bfloat16), layer.kernel[...].astype(jnp.bfloat16))
     assert 1e-3 < np.abs(exact - low).max() < 0.1
     assert half.dtype == jnp.bfloat16
+
+
+def test_a_vector_at_every_token_has_the_gradient_of_a_broadcast():
+    x, g = (jax.random.normal(jax.random.key(i), (2, 7, 5)) for i in range(2))
+    vector = jax.random.normal(jax.random.key(2), (2, 1, 5))
+    made, pull = jax.vjp(lambda vector: per_token(vector, x), vector)
+    expected, plain = jax.vjp(lambda vector: jnp.broadcast_to(vector, x.shape), vector)
+    np.testing.assert_array_equal(made, expected)
+    np.testing.assert_allclose(pull(g)[0], plain(g)[0], rtol=1e-6)
+    each, pull = jax.vjp(lambda vectors: per_token(vectors, x), g)  # one of its own at every token
+    np.testing.assert_array_equal(each, g)
+    np.testing.assert_array_equal(pull(x)[0], x)
