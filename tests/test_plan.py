@@ -105,6 +105,29 @@ def test_gathers_inside_a_scan_over_depth_count_for_every_layer():
     assert totals(text, 8) == {"all-gather": (7, 7 * 64 * 64 * 4 * 7 / 8)}
 
 
+def test_what_another_core_of_a_chip_does_is_counted():
+    """A gather handed to a v7x chip's SparseCore, as libtpu writes it, and the computation that comes after it."""
+    text = """\
+%called_computation.1 (param_0: bf16[1,4]) -> bf16[8,4] {
+  %param_0 = bf16[1,4]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[8,4]{1,0} all-gather(%param_0), replica_groups=[1,8]<=[8], dimensions={0}
+}, execution_thread="sparsecore"
+
+%fused_computation.1 (param_0: bf16[8,4]) -> bf16[8,4] {
+  %param_0 = bf16[8,4]{1,0} parameter(0)
+  ROOT %sine.1 = bf16[8,4]{1,0} sine(%param_0)
+}
+
+ENTRY %main.1 (x: bf16[1,4]) -> bf16[8,4] {
+  %x = bf16[1,4]{1,0} parameter(0)
+  %gather.start = ((bf16[1,4]{1,0}), bf16[8,4]{1,0}) call-start(%x), async_execution_thread="sparsecore", to_apply=%called_computation.1
+  %gather.done = bf16[8,4]{1,0} call-done(%gather.start)
+  ROOT %sine = bf16[8,4]{1,0} fusion(%gather.done), kind=kLoop, calls=%fused_computation.1
+}
+"""  # noqa: E501
+    assert totals(text, 8) == {"all-gather": (1, 8 * 4 * 2 * 7 / 8)}
+
+
 @pytest.mark.parametrize(
     ("groups", "expected"),
     [

@@ -98,7 +98,7 @@ class _Program:
                 current = self.computations.setdefault(head[2], {})
                 if head[1]:
                     self.entry = head[2]
-            elif line.rstrip() == "}":
+            elif re.fullmatch(r"\}(, execution_thread=.*)?", line.rstrip()):
                 current = None
             elif current is not None and re.match(r"\s+(ROOT )?%?[\w.\-]+ = [a-z(]", line):
                 op = _instruction(line)
@@ -129,7 +129,7 @@ class _Program:
             names = branches[1].split(",") if branches else re.findall(pairs, op.attributes)
             for name in names:  # which one runs is not known: all count
                 yield name.strip().lstrip("%"), 1, False
-        elif op.opcode in ("call", "async-start", "fusion"):
+        elif op.opcode in ("call", "call-start", "async-start", "fusion"):
             name = _named("calls", op) or _named("to_apply", op) or _named("called_computation", op)
             if name:
                 yield name, 1, op.opcode == "fusion"
