@@ -1,4 +1,4 @@
-"""The puppets' wav2vec2, trained on with 46 more languages, 43 more throats and other rooms, so that it understands
+"""The puppets' wav2vec2, trained on with 46 more voices, 43 more throats and other rooms, so that it understands
 voices that it never heard.
 
     mi-jax train configs/puppet_wav2vec2_wide.py --out runs/wav2vec2

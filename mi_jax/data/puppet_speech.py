@@ -98,13 +98,17 @@ def voices(split: str) -> set[str]:
     return {name + v for g in _grammars(split).values() for name in g.voices for v in _VARIANTS[split]}
 
 
-def sample_voice(rng: np.random.Generator, split: str) -> Voice:
-    """A random voice of "train", "test" or "wide": the training voices and many others, for who only listens."""
+def sample_voice(rng: np.random.Generator, split: str, throats: str | None = None) -> Voice:
+    """A random voice of "train", "test" or "wide": the training voices and many others, for those who only listen.
+
+    throats: the split whose variants of the throat are taken, where they are not those of the language's.
+    """
+    variants = _VARIANTS[throats or split]
     grammars = _grammars(split)
     names = list(grammars)
     language = names[int(rng.integers(len(names)))]
     own = grammars[language].voices
-    variant = _VARIANTS[split][int(rng.integers(len(_VARIANTS[split])))]
+    variant = variants[int(rng.integers(len(variants)))]
     return Voice(
         language=language, name=own[int(rng.integers(len(own)))] + variant, pitch=int(rng.integers(25, 78)),
         pitch_range=int(rng.integers(30, 75)), words_per_minute=int(rng.integers(125, 186)),

@@ -8,6 +8,7 @@ result.
 """
 
 import dataclasses
+from typing import Literal
 
 import grain
 import jax
@@ -57,7 +58,8 @@ class SpeechSource:
     """A Grain `RandomAccessDataSource`: puppets' speech without the pictures, made when asked for.
 
     A clip is played faster or slower by a factor drawn from `speed`, log-uniformly. That moves pitch and formants
-    together, as smaller and larger speakers do: many more throats than espeak-ng has.
+    together, as smaller and larger speakers do: many more throats than espeak-ng has. split, throats: see
+    `puppet_speech.sample_voice`.
 
     Items: audio f32 [n] (just what `2 * frames` wav2vec2 steps need), phoneme int32 [2 * frames] and mouth f32
     [2 * frames, 3] (`MOUTH`) at the steps' middles, (n + 0.5) * 20 ms.
@@ -68,6 +70,7 @@ class SpeechSource:
     samples: int
     seed: int = 0
     split: str = "train"
+    throats: str | None = None
     speed: tuple[float, float] = (1.0, 1.0)
 
     def __len__(self) -> int:
@@ -75,7 +78,7 @@ class SpeechSource:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, int(self.split == "test"), int(index)]))
-        voice = puppet_speech.sample_voice(rng, self.split)
+        voice = puppet_speech.sample_voice(rng, self.split, self.throats)
         speed = float(np.exp(rng.uniform(*np.log(self.speed))))
         speech = puppet_speech.speak(rng, voice, speed * self.samples / SAMPLE_RATE, self.split)
         speech = play_at(speech, speed, self.samples)
@@ -122,7 +125,7 @@ class PhonemeObjective:
     noise_decibels: tuple[float, float] = (10.0, 50.0)
     tilt: tuple[float, float] = (-0.4, 0.9)
     echo: float = 0.0
-    split: str = "train"
+    split: Literal["train", "wide"] = "train"
     init_from: str | None = None
 
     def init(self, key: Key[Array, ""]) -> PhonemeModel:
