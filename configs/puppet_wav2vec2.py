@@ -1,6 +1,6 @@
 """The puppets' wav2vec2: phonemes and mouth of espeak-ng voices, drawn on the fly.
 
-mi-jax train configs/puppet_wav2vec2.py --out runs/wav2vec2
+mi-jax train configs/puppet_wav2vec2.py --out runs/wav2vec2_first
 """
 
 from mi_jax.train.objective import TrainConfig

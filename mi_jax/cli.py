@@ -16,6 +16,7 @@ from mi_jax.commands.machines import bench, plan
 from mi_jax.commands.terminal import parsed
 from mi_jax.commands.train import train
 from mi_jax.errors import InputError
+from mi_jax.memory import claim_gpu_memory
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
     command.__name__: (run, command.__doc__.splitlines()[0])
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv and argv[0] in COMMANDS:
             _show_log()
+            claim_gpu_memory()
             COMMANDS[argv[0]][0](argv[1:])
             return 0
         if not argv or argv[0] in ("-h", "--help"):

@@ -1,4 +1,4 @@
-"""The one convention of noise and velocity (DESIGN section 1).
+"""The one convention of noise and velocity.
 
 `sigma` is the noise level: 1 is pure noise, 0 is data. This is HunyuanVideo's direction and that of Eq. 5-7 of the
 MagicInfinite paper; its Eq. 1 runs the other way (t = 1 - sigma, v = -u). Everything here is pure and shape-agnostic:

@@ -1,10 +1,11 @@
-"""Meshes and shardings: one mesh of two Explicit axes, parameters spread over both (DESIGN section 6)."""
+"""Meshes and shardings: one mesh of two Explicit axes, parameters spread over both."""
 
 import contextlib
 import math
 from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -21,15 +22,25 @@ def make_mesh(data: int | None = None, seq: int = 1, devices: list[jax.Device] |
     over both. By default all devices serve `data`.
 
     Raises:
-      InputError: `data * seq` is not the number of devices.
+      InputError: `data * seq` is not the number of devices, or one of them is no number of devices.
     """
     devices = list(jax.devices()) if devices is None else devices
+    if seq < 1 or (data is not None and data < 1):
+        raise InputError(f"a mesh of data={data} x seq={seq}: both are at least 1")
     data = len(devices) // seq if data is None else data
     if data * seq != len(devices):
         raise InputError(f"a mesh of data={data} x seq={seq} needs {data * seq} devices, there are {len(devices)}")
     # An axis of a torus may have to serve both of the mesh's (8 x 8 on 4 x 4 x 4 chips).
     placed = mesh_utils.create_device_mesh((data, seq), devices, allow_split_physical_axes=True)
-    return Mesh(placed, AXES, axis_types=(AxisType.Explicit,) * 2)
+    return Mesh(by_process(placed), AXES, axis_types=(AxisType.Explicit,) * 2)
+
+
+def by_process(placed: np.ndarray) -> np.ndarray:
+    """Devices [data seq] with the rows of one process side by side, so that it reads one piece of every batch.
+
+    On a torus of TPUs the best places scatter the rows of a host. Which devices share a row, or a column, stays.
+    """
+    return placed[sorted(range(len(placed)), key=lambda row: sorted({device.process_index for device in placed[row]}))]
 
 
 @contextlib.contextmanager
@@ -46,7 +57,8 @@ def on_mesh(mesh: Mesh | None) -> Iterator[None]:
 
 
 def parameter_spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
-    """FSDP: the largest dimension that the whole mesh divides is spread over both axes.
+    """FSDP: the largest dimension that the whole mesh divides is spread over both axes. Never the first one of a stack
+    (of layers that a scan takes one by one, or of a kernel's taps): of a matrix, that is, only if it is the larger.
 
     Where the whole mesh divides none (25 hosts of 8 GPUs, and widths of 2^n 3), it is the largest that one axis
     divides, spread over the longer such axis and the same along the other (hybrid sharding). What nothing divides, and
@@ -55,9 +67,10 @@ def parameter_spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     if len(shape) < 2:
         return P()
     sizes = dict(mesh.shape)
+    stacked = len(shape) > 2 or shape[0] < shape[1]
     for axes in (AXES, *sorted(((name,) for name in AXES[::-1]), key=lambda axes: -sizes[axes[0]])):
         shards = math.prod(sizes[name] for name in axes)
-        candidates = [i for i, n in enumerate(shape) if n % shards == 0 and n >= shards]
+        candidates = [i for i, n in enumerate(shape) if n % shards == 0 and n >= shards and (i or not stacked)]
         if shards > 1 and candidates:
             largest = max(candidates, key=lambda i: (shape[i], i))
             return P(*((axes if len(axes) > 1 else axes[0]) if i == largest else None for i in range(len(shape))))

@@ -1,5 +1,6 @@
 """The command line: exit codes, one line for every bad input, nothing half-written."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from mi_jax import cli
 from mi_jax.data import faces, media
 from mi_jax.data.puppets import draw
 from mi_jax.errors import InputError
+from mi_jax.memory import claim_gpu_memory
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +106,7 @@ def make_bad_files() -> None:
     media.write_video("silent.mp4", np.zeros((2, 32, 32, 3), np.uint8))
     Image.new("RGB", (1, 1)).save("dot.png")
     media.write_image("black.png", np.zeros((40, 48), np.uint8))
+    media.write_image("left.png", 255 * (np.arange(48) < 6).astype(np.uint8) * np.ones((40, 1), np.uint8))
     Path("folder.mp4").mkdir()
     with wave.open("nan.wav", "wb") as file:  # a WAV of 32-bit integers, then told to be float: its samples are NaN
         file.setparams((1, 4, 16000, 0, "NONE", ""))
@@ -161,6 +164,7 @@ def test_a_bad_option_is_one_plain_line_in_every_terminal(files, utf8):
         ({"more": ["--mask", "none.png"]}, "none.png", "not found"),
         ({"more": ["--mask", "black.png"]}, "black.png", "empty"),
         ({"more": ["--mask", "black.png", "black.png"]}, "2 masks", "1 voices"),
+        ({"more": ["--mask", "left.png", "--width", "16"]}, "voice 1", "outside the part of the portrait"),
         ({"audio": ["speech.wav", "speech.wav"]}, "2 voices", "--mask"),
     ],
 )
@@ -209,6 +213,12 @@ def test_a_cluster_that_is_none_is_refused(tmp_path, capsys, told):
     assert "--distributed" in line
 
 
+def test_masks_that_took_the_portrait_for_one_of_them(files, model, capsys):
+    make_bad_files()
+    argv = ["animate", "--mask", "left.png", "portrait.png", "speech.wav", "--out", "o.mp4", "--model", str(model)]
+    assert "--mask comes after PORTRAIT and AUDIO" in refused(capsys, *argv)
+
+
 def test_a_truncated_model_is_refused(files, model, capsys):
     shutil.copytree(model, "model")
     weights = Path("model/model.safetensors")
@@ -230,6 +240,7 @@ def test_help_unknown_commands_and_no_command(capsys):
     assert cli.main([]) == 2
     capsys.readouterr()
     assert "there are animate, puppets, prepare, convert, bench, train, plan" in refused(capsys, "fly")
+    assert "no config" in refused(capsys, "train")
     for name in cli.COMMANDS:
         assert cli.main([name, "--help"]) == 0
         assert f"mi-jax {name}" in capsys.readouterr().out
@@ -279,6 +290,7 @@ def test_puppets_writes_a_folder_for_each(files, capsys):
         (["--count", "0"], "count"),
         (["--seconds", "nan"], "seconds"),
         (["--split", "x"], "split"),
+        (["--seed", "-1"], "seed"),
         (["--size", "0"], "size"),
     ],
 )
@@ -298,10 +310,14 @@ def test_puppets_with_nowhere_to_go(files, capsys):
 
 
 def test_convert_and_prepare_refuse_what_is_not_there(files, capsys):
-    assert "nowhere/vae: no such run" in refused(capsys, "convert", "puppet", "nowhere", "out")
+    assert "nowhere: no such folder of runs" in refused(capsys, "convert", "puppet", "nowhere", "out")
     assert "'nobody'" in refused(capsys, "convert", "nobody", "nowhere", "out")
     assert "--puppets is 0" in refused(capsys, "prepare", "--out", "records", "--puppets", "0")
-    assert "--duets is -1" in refused(capsys, "prepare", "--out", "records", "--puppets", "1", "--duets", "-1")
+    for option in ("--duets", "--first", "--seed", "--workers"):
+        assert f"{option} is -1" in refused(capsys, "prepare", "--out", "records", "--puppets", "1", option, "-1")
+    for seconds in ("nan", "0", "-3"):
+        line = refused(capsys, "prepare", "--out", "records", "--puppets", "1", "--seconds", seconds)
+        assert "--seconds: expected 0.2 to 3600" in line
     assert "nobody: no such model" in refused(
         capsys, "prepare", "--out", "records", "--puppets", "1", "--model", "nobody"
     )
@@ -319,3 +335,21 @@ def test_as_a_process_a_fault_is_one_line_and_code_2(files):
     assert failed.returncode == 2
     assert failed.stderr == "mi-jax: error: none.png: picture not found\n"
     assert not (files / "out.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, {"XLA_CLIENT_MEM_FRACTION": "0.93"}),
+        ({"XLA_CLIENT_MEM_FRACTION": "0.5"}, {"XLA_CLIENT_MEM_FRACTION": "0.5"}),
+        ({"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}),
+    ],
+)
+def test_gpu_memory_is_claimed_unless_the_user_says_how_much(monkeypatch, given, found):
+    names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    claim_gpu_memory()
+    assert {name: os.environ[name] for name in names if name in os.environ} == found

@@ -358,8 +358,7 @@ def sampler_work(preset: Preset, *, batch: int, dtype: jnp.dtype, window: int, o
 
     arguments = (weights, noise, sigmas, told)
     one = _told_flops(preset, (min(window, grid[0]), *grid[1:]), batch)
-    group = min(group, windows)
-    evaluations = steps * branches * -(-windows // group) * group
+    evaluations = steps * branches * windows  # those that fill up the last group are no work done
     return Work(
         name="sampler",
         programs=((sample, arguments),),

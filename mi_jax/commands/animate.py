@@ -36,7 +36,7 @@ def animate(
       audio: one sound file per speaker, from left to right: wav, mp3, flac, m4a, mp4, ...
       prompt: a sentence of direction: expression, movement, background.
       model: a shipped model or a model folder.
-      mask: one picture per voice, white where its face is; by default the face is looked for.
+      mask: one picture per voice, white where its face is, after PORTRAIT and AUDIO; by default the face is looked for.
       steps: denoising steps; by default the model's.
       window: latent frames (of 4 video frames) that the denoiser sees at a time.
       overlap: latent frames that neighbouring windows share.
@@ -62,6 +62,8 @@ def animate(
         "width": width,
     }
     config = avatar_config(model).replace(**options)
+    if mask and portrait is None:
+        raise InputError("--mask, but no PORTRAIT before it: --mask comes after PORTRAIT and AUDIO")
     avatar.check_request(config, portrait=portrait is not None, voices=len(audio), seconds=seconds, seed=seed)
     if mask and len(mask) != len(audio):
         raise InputError(f"{len(mask)} masks for {len(audio)} voices: give one --mask picture per voice, or none")

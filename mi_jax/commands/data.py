@@ -1,5 +1,7 @@
 """`mi-jax puppets`, `prepare` and `convert`: clips, records and model folders."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,6 +9,15 @@ import tyro
 
 from mi_jax.commands.terminal import ProgressBar
 from mi_jax.errors import InputError
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Says what to install where the puppets' libraries are missing."""
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        raise InputError(f"puppets need {missing.name}: pip install 'mi-jax[puppets]'") from missing
 
 
 def puppets(
@@ -34,12 +45,12 @@ def puppets(
     """
     if not 16 <= size <= 1024:
         raise InputError(f"--size is {size}, must lie in 16 .. 1024")
-    try:
+    if seed < 0:
+        raise InputError(f"--seed is {seed}, must not be negative")
+    with drawing():
         from mi_jax.data.puppets import write_puppets
 
         folders = write_puppets(out, count, seed, seconds, split=split, size=size, duets=duets)
-    except ModuleNotFoundError as missing:
-        raise InputError(f"puppets need {missing.name}: pip install 'mi-jax[puppets]'") from missing
     print(f"{out}: {len(folders)} clip{'s' * (len(folders) > 1)}")
 
 
@@ -69,28 +80,32 @@ def prepare(
     """
     if puppets < 1:
         raise InputError(f"--puppets is {puppets}, at least 1 is needed")
-    if duets < 0:
-        raise InputError(f"--duets is {duets}, must not be negative")
+    for name, number in {"duets": duets, "first": first, "seed": seed, "workers": workers}.items():
+        if number < 0:
+            raise InputError(f"--{name} is {number}, must not be negative")
     import os
 
     from mi_jax.data.prepare import prepare_puppets
+    from mi_jax.data.puppets import check_seconds
     from mi_jax.sample.folders import load_encoders
 
+    check_seconds(seconds)
     config, encoders = load_encoders(model)
     if encoders.wav2vec2 is None or encoders.mllm.vision is None:
         raise InputError(f"{model}: records need a model that hears voices and sees portraits")
-    prepare_puppets(
-        encoders,
-        out,
-        puppets,
-        duets=duets,
-        first=first,
-        seed=seed,
-        split=split,
-        seconds=seconds,
-        size=config.height,
-        workers=workers or os.cpu_count() or 1,
-    )
+    with drawing():
+        prepare_puppets(
+            encoders,
+            out,
+            puppets,
+            duets=duets,
+            first=first,
+            seed=seed,
+            split=split,
+            seconds=seconds,
+            size=config.height,
+            workers=workers or os.cpu_count() or 1,
+        )
 
 
 def convert(
@@ -138,7 +153,7 @@ def convert(
       wav2vec2: where wav2vec2 is, if not in SOURCE.
       dtype: of the weights written; by default that of the source.
       seed: of the weights that --extend adds.
-      base: for puppet: a model folder whose encoders stand in for runs that are not there.
+      base: for puppet: a model folder whose encoders stand in for theirs that were not trained anew.
       overwrite: replace what is there.
     """
     given = {"vae": vae, "text_encoder": text_encoder, "clip_text": clip, "audio_encoder": wav2vec2}
@@ -147,8 +162,8 @@ def convert(
 
         if extend or dtype != "source" or any(given.values()):
             raise InputError("convert puppet takes --base and --overwrite alone")
-        export_puppet(source, out, base=base, overwrite=overwrite)
-        print(f"{out}: written")
+        whole = export_puppet(source, out, base=base, overwrite=overwrite)
+        print(f"{out}: written" + f", encoders alone: there is no {source / 'stage2'}" * (not whole))
         return
     if base is not None:
         raise InputError(f"--base is for puppet, not for {family}")

@@ -18,7 +18,9 @@ def train(argv: Sequence[str]) -> None:
     which of them this one is. Every other option overrides a field of the config: `mi-jax train CONFIG.py --help` lists
     them.
     """
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv:
+        raise InputError("no config (mi-jax train --help tells more)")
+    if argv[0] in ("-h", "--help"):
         print(train.__doc__)
         return
     config_path, *overrides = argv

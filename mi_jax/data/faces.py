@@ -84,6 +84,8 @@ def _given_masks(portrait: np.ndarray, given: Sequence[MaskSource]) -> tuple[np.
         is_array = isinstance(source, np.ndarray)
         mask = source > 0 if is_array else media.read_mask(source)
         name = "given array" if is_array else str(source)
+        if mask.ndim != 2:
+            raise InputError(f"{name}: a mask is an array [H W], this is {list(mask.shape)}")
         if not mask.any():
             raise InputError(f"{name}: mask is empty, it marks no pixel")
         if mask.shape != (height, width):

@@ -205,6 +205,12 @@ class PuppetSource:
         }  # fmt: skip
 
 
+def check_seconds(seconds: float) -> None:
+    """Raises InputError for a length that no clip is drawn at."""
+    if not 0.2 <= seconds <= 3600:
+        raise InputError(f"--seconds: expected 0.2 to 3600, got {seconds}")
+
+
 def write_puppets(
     out_dir: str | Path,
     count: int,
@@ -229,8 +235,7 @@ def write_puppets(
 
     if count < 1:
         raise InputError(f"--count: expected at least 1, got {count}")
-    if not 0.2 <= seconds <= 3600:
-        raise InputError(f"--seconds: expected 0.2 to 3600, got {seconds}")
+    check_seconds(seconds)
     out_dir = Path(out_dir)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)

@@ -18,22 +18,44 @@ zeros_init = nnx.initializers.zeros_init()
 
 def linear(d_in: int, d_out: int, *, rngs: nnx.Rngs, bias: bool = True, init: Callable | None = None) -> nnx.Linear:
     """A dense layer with f32 master weights that computes in the dtype of its (cast) parameters; see `matmul`."""
-    return nnx.Linear(
+    return Linear(
         d_in,
         d_out,
         use_bias=bias,
         kernel_init=init or nnx.initializers.xavier_uniform(),
         param_dtype=jnp.float32,
-        dot_general=_linear_product,
         rngs=rngs,
     )
 
 
-def _linear_product(x: Array, kernel: Array, dimensions, *, precision, out_sharding) -> Array:
-    """`nnx.Linear`'s product, for what `linear` makes: no precision of its own, laid out as its input."""
-    if precision is not None or out_sharding is not None:
-        raise NotImplementedError("set jax.default_matmul_precision; reshard the output")
-    return matmul(x, kernel)
+class Linear(nnx.Linear):
+    """`nnx.Linear` with the product of `matmul`, whose bias has its gradient summed in f32 whatever the dtype: over a
+    video's tokens a sum in bf16 stops growing."""
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
+        bias = None if self.bias is None else self.bias[...]
+        x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
+        y = matmul(x, kernel)
+        return y if bias is None else add_bias(y, bias)
+
+
+def add_bias(x: Float[Array, "*b d"], bias: Float[Array, "d"]) -> Float[Array, "*b d"]:
+    """`x + bias`; the gradient of the bias is summed in f32."""
+    varying, already = (jax.typeof(part).manual_axis_type.varying for part in (x, bias))  # inside `per_device`
+    apart = tuple(varying - already)
+    return _add_bias(x, jax.lax.pcast(bias, apart, to="varying") if apart else bias)
+
+
+@jax.custom_vjp
+def _add_bias(x: Array, bias: Array) -> Array:
+    return x + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def _add_bias_backward(_, g: Array) -> tuple[Array, Array]:
+    return g, jnp.sum(g, axis=tuple(range(g.ndim - 1)), dtype=jnp.float32).astype(g.dtype)
+
+
+_add_bias.defvjp(lambda x, bias: (_add_bias(x, bias), None), _add_bias_backward)
 
 
 def matmul(x: Float[Array, "*b d"], kernel: Float[Array, "d e"]) -> Float[Array, "*b e"]:

@@ -58,8 +58,10 @@ def plan_sampling(
     """The plan of one noise level of a video of `latent_frames`, all windows and branches of guidance.
 
     Raises:
-      InputError: no such topology, a mesh that does not fit it, or a window that cannot be.
+      InputError: no such topology, a mesh that does not fit it, no speaker, or a window that cannot be.
     """
+    if speakers < 1:
+        raise InputError(f"--speakers is {speakers}, at least 1 is needed")
     place = find_topology(topology)
     mesh = make_mesh(data, seq, place.devices)
     windows = len(plan_windows(latent_frames, window, overlap))
@@ -70,7 +72,7 @@ def plan_sampling(
     grid = latent_grid(config, config.height, config.width)
     flops = dit_flops(config.dit, min(window, latent_frames), *grid, text, speakers=speakers)
     branches = 1 + bool(config.guidance_audio or config.guidance_text) + bool(config.guidance_text and config.dit.audio)
-    group = min(mesh.shape["data"], windows)
+    group = mesh.shape["data"]
     computed = -(-windows // group) * group  # the last group is filled up
     with sampler_level(config, latent_frames, mesh, **options) as (lowered, arguments):
         return make_plan(
@@ -81,9 +83,7 @@ def plan_sampling(
             place,
             (mesh.shape["data"], seq),
             model_flops=(flops * (branches * windows)).forward,
-            # A group that the data axis does not divide is computed by all of its devices alike.
-            executed_flops=(flops * (branches * computed)).forward
-            * (1 if group % mesh.shape["data"] == 0 else mesh.shape["data"]),
+            executed_flops=(flops * (branches * computed)).forward,
         )
 
 

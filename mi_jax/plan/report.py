@@ -193,7 +193,7 @@ def make_plan(
     try:
         compiled = lowered.compile(compiler_options=_OPTIONS.get(topology.platform))
     except jax.errors.JaxRuntimeError as error:
-        memory = _refused(str(error), _bytes_of(arguments), kind.memory)
+        memory = _refused(str(error), _bytes_of(arguments), kind.usable)
         return Plan(**known, memory=memory, hbm=None, moved=None, unknown_loops=0)
     found = compiled.memory_analysis()
     outputs, aliased = found.output_size_in_bytes, found.alias_size_in_bytes
@@ -203,7 +203,7 @@ def make_plan(
         aliased=aliased,
         temporaries=found.temp_size_in_bytes,
         peak=found.argument_size_in_bytes + found.temp_size_in_bytes + outputs - aliased,
-        available=kind.memory,
+        available=kind.usable,
     )
     traffic = read_traffic(compiled.as_text(), devices)
     groups = collections.defaultdict(list)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 
 from mi_jax.errors import InputError
+from mi_jax.memory import GPU_SHARE
 
 GB, GIB = 1e9, 2**30
 
@@ -18,7 +19,7 @@ GB, GIB = 1e9, 2**30
 class Device:
     """One device as programs see it (a GPU, a TPU chip, or one of the two chiplets of a v7x chip).
 
-    flops: dense bf16, per second. memory: bytes that a program may have. hbm: bytes per second.
+    flops: dense bf16, per second. memory: bytes in all. hbm: bytes per second.
     link: bytes per second and direction: of all of a GPU's NVLinks, of one ICI link of a TPU.
     network: bytes per second and direction of a device's share of what leaves its host; 0 where ICI is all there is.
     per_host: devices that NVLink joins; 0 for a torus.
@@ -33,6 +34,11 @@ class Device:
     network: float = 0.0
     per_host: int = 0
     source: str
+
+    @property
+    def usable(self) -> int:
+        """Bytes that a program may have: on a GPU, what `mi-jax` takes of it."""
+        return int(GPU_SHARE * self.memory) if self.per_host else self.memory
 
     @property
     def is_torus(self) -> bool:

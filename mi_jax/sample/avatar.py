@@ -118,6 +118,7 @@ class Avatar:
         masks = []
         if speakers:
             masks, how = faces.face_masks(pixels, len(speakers), [speaker.mask for speaker in speakers])
+            fit_masks(masks, *config.padded_size)  # what is wrong with them is said first, and alone
             log.info(how)
 
         if seconds is not None:
@@ -150,7 +151,7 @@ class Avatar:
         """
         height, width = self.config.padded_size
         face = None if portrait is None else media.fit_image(portrait, height, width)
-        masks = [media.fit_mask(mask, height, width) for mask in masks]
+        masks = fit_masks(masks, height, width)
         with self._on_mesh():
             features, dropped = prompt_features(self.encoders, portrait, prompt)
         if dropped:
@@ -317,13 +318,32 @@ def read_portrait(portrait: Portrait) -> UInt8[np.ndarray, "H W 3"]:
             raise InputError(f"portrait: an array must be uint8 [H W 3], this is {portrait.dtype} {portrait.shape}")
         pixels = portrait
     elif isinstance(portrait, Image.Image):
-        pixels = media.rgb_from_image(portrait)
+        try:
+            pixels = media.rgb_from_image(portrait)
+        except (OSError, SyntaxError, ValueError) as fault:  # PIL reads a file's pixels when they are asked for
+            raise InputError(f"portrait: cannot be read ({fault})") from None
     else:
         return media.read_image(portrait)
     if min(pixels.shape[:2]) < media.MIN_SIDE:
         size = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise InputError(f"portrait: {size} is too small (at least {media.MIN_SIDE} px a side)")
     return pixels
+
+
+def fit_masks(masks: Sequence[np.ndarray] | np.ndarray, height: int, width: int) -> list[np.ndarray]:
+    """The masks of a portrait's faces, cropped and scaled with it to the video's size.
+
+    Raises:
+      InputError: of a face nothing is left.
+    """
+    fitted = [media.fit_mask(mask, height, width) for mask in masks]
+    for number, mask in enumerate(fitted, 1):
+        if not mask.any():
+            raise InputError(
+                f"voice {number}: its face lies outside the part of the portrait that a video of {width}x{height} "
+                "shows; give another height and width, or crop the portrait"
+            )
+    return fitted
 
 
 def read_voice(audio: media.PathLike | np.ndarray, name: str) -> Float32[np.ndarray, " n"]:

@@ -24,6 +24,7 @@ from mi_jax.sample.folders import AvatarConfig
 from mi_jax.weights import clip, hunyuan_vae, hunyuan_video, llava, wav2vec2
 from mi_jax.weights.configs import config_to_json
 from mi_jax.weights.convert import Part, write_model
+from mi_jax.weights.native import refuse_inside
 from mi_jax.weights.sources import has_checkpoint
 
 log = logging.getLogger("mi_jax")
@@ -101,9 +102,8 @@ def convert(
       InputError: a part is missing, damaged or of another family, or `out` cannot be written.
     """
     source, found = pathlib.Path(source), _Found()
-    if pathlib.Path(out).resolve() in (source.resolve(), *source.resolve().parents):
-        raise InputError(f"{out}: the source lies there; write to another folder")
     given = {"vae": vae, "text_encoder": text_encoder, "clip": clip_text, "wav2vec2": audio_encoder}
+    refuse_inside(out, source, *given.values())
     if family not in DENOISERS:
         _one_part(family, source, given, extend, found)
         missing = []

@@ -151,18 +151,28 @@ def load_encoders(name: str | os.PathLike, *, mesh: Mesh | None = None) -> tuple
 def load_part(
     folder: str | os.PathLike, name: str, *, dtype: Any = jnp.float32, mesh: Mesh | None = None
 ) -> nnx.Module:
-    """One module of a model folder: dit, vae, wav2vec2, mllm or clip_text; the others need not be there.
+    """One module of a shipped model or a model folder: dit, vae, wav2vec2, mllm or clip_text; the others need
+    not be there.
 
     Raises:
       InputError: the folder has no such part, or its files are missing, damaged or do not fit.
     """
-    kind, module = _PARTS[name]
-    where = pathlib.Path(folder) / CONFIG
-    config = read_config(folder).get(name)
+    config = part_config(folder, name)
+    module = _PARTS[name][1]
+    return load_into(find_model(folder), name, lambda: module(config, rngs=nnx.Rngs(0)), dtype=dtype, mesh=mesh)
+
+
+def part_config(folder: str | os.PathLike, name: str) -> Any:
+    """What a model folder's config.json says of one module; no weights are read.
+
+    Raises:
+      InputError: no such model, or it has no such part, or its config is damaged.
+    """
+    where = find_model(folder) / CONFIG
+    config = read_config(where.parent).get(name)
     if config is None:
         raise InputError(f"{where}: says nothing of {name!r}")
-    config = config_from_json(kind, config, f"{where}: {name}")
-    return load_into(folder, name, lambda: module(config, rngs=nnx.Rngs(0)), dtype=dtype, mesh=mesh)
+    return config_from_json(_PARTS[name][0], config, f"{where}: {name}")
 
 
 def save_avatar(

@@ -49,7 +49,9 @@ def sliding_window(
     starts = plan_windows(length, window, overlap)
     window = min(window, length)
     weights = blend_weights(starts, window, length)
-    group = min(group, len(starts))
+    # Fewer windows than devices along `data` are filled up to one each: shared out, not computed by all alike.
+    spread = _devices() if group % _devices() == 0 else 1
+    group = min(group, -(-len(starts) // spread) * spread)
     padding = -len(starts) % group
     # Padding of the last group: a window that is there already, of no weight.
     starts = np.pad(starts, (0, padding), mode="edge").reshape(-1, group)
@@ -85,6 +87,11 @@ def _blended(velocity: Velocity, latents: Array, sigma: Array, conditions: Condi
         return total, None
 
     return jax.lax.scan(add_group, jnp.zeros_like(latents), (starts, weights))[0]
+
+
+def _devices() -> int:
+    """Devices along the mesh's `data` axis; 1 without one."""
+    return dict(jax.sharding.get_abstract_mesh().shape).get("data", 1)
 
 
 def _spread(tree):

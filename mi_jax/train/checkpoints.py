@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a run: the state and the Grain iterator, written in the background, found again after a kill."""
+"""Orbax checkpoints of a run: its state and its place in the data, written in the background, found after a kill."""
 
 import json
 import pathlib
@@ -33,31 +33,32 @@ def open_checkpoints(out_dir: pathlib.Path, keep: int) -> ocp.training.Checkpoin
     )
 
 
-def save(checkpoints: ocp.training.Checkpointer, step: int, state: TrainState, iterator: Any) -> None:
-    """Starts the write of a checkpoint; returns once the state may be donated. Waits for the one before, if need be."""
-    # The place in the data is the same for every process: one may be saved for any number of them.
-    place = json.dumps(iterator.get_state())
+def save(checkpoints: ocp.training.Checkpointer, step: int, state: TrainState, place: dict[str, Any]) -> None:
+    """Starts the write of a checkpoint; returns once the state may be donated. Waits for the one before, if need be.
+
+    place: how far the data was read, the same for every process: one may be saved for any number of them.
+    """
     checkpoints.save_checkpointables_async(
-        step, {"state": named_leaves(state)}, force=True, custom_metadata={"data": place}
+        step, {"state": named_leaves(state)}, force=True, custom_metadata={"data": json.dumps(place)}
     )
 
 
-def restore(checkpoints: ocp.training.Checkpointer, state: TrainState, iterator: Any) -> TrainState:
-    """The latest checkpoint, laid out like `state`; puts `iterator` where it stood.
+def restore(checkpoints: ocp.training.Checkpointer, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """The latest checkpoint, laid out like `target` (`abstract`, so that no second state is in memory), and the place
+    in the data that was saved with it.
 
     Raises:
-      InputError: the checkpoint holds other parameters than `state`: another config wrote it.
+      InputError: the checkpoint holds other parameters than `target`: another config wrote it.
     """
-    wanted = {name: _abstract(leaf) for name, leaf in named_leaves(state).items()}
+    wanted = named_leaves(target)
     latest = checkpoints.latest
     saved = ocp.metadata(latest.path)
     check_leaves(saved.metadata, wanted, str(latest.path))
     place = (saved.custom_metadata or {}).get("data")
     if place is None:
         raise InputError(f"{latest.path}: does not say how far the data was read; it was written by an older version")
-    iterator.set_state(json.loads(place))
     found = checkpoints.load_checkpointables(latest, {"state": wanted})["state"]
-    return jax.tree.unflatten(jax.tree.structure(state), [found[name] for name in wanted])
+    return jax.tree.unflatten(jax.tree.structure(target), [found[name] for name in wanted]), json.loads(place)
 
 
 def load_ema_state(run: str | pathlib.Path) -> Any:
@@ -148,5 +149,6 @@ def check_leaves(found: dict[str, Any], wanted: dict[str, Any], source: str) -> 
         raise InputError(f"{source}: written by another config; leaves: {', '.join(listed)}")
 
 
-def _abstract(leaf) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+def abstract(tree: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree of arrays, without the arrays."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)

@@ -22,7 +22,7 @@ from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.tiling import decode_latents
 from mi_jax.models.vae import VAE
-from mi_jax.sample.folders import load_part
+from mi_jax.sample.folders import load_part, part_config
 from mi_jax.train.checkpoints import warm_start
 from mi_jax.train.flow import adaptive_loss, base_loss, condition_dropout, squared_error
 from mi_jax.train.state import sharded_init
@@ -59,7 +59,7 @@ class CurriculumObjective:
     drop_each: float = 0.1
     drop_all: float = 0.05
     sample_vae: str | None = None
-    """Model folder whose VAE decodes the samples shown during training."""
+    """Shipped model or model folder whose VAE decodes the samples shown during training."""
 
     def init(self, key: Key[Array, ""]) -> DiT:
         model = sharded_init(lambda key: DiT(self.dit, rngs=nnx.Rngs(key)), key)
@@ -68,7 +68,8 @@ class CurriculumObjective:
     def dataset(self, seed: int, share: int = 0, shares: int = 1) -> grain.MapDataset:
         """Batches of windows, any step of which can be drawn on its own; the mixture of lengths is fixed by
         the seed."""
-        sources = _open_records([self.records] if isinstance(self.records, str) else self.records)
+        folders = [self.records] if isinstance(self.records, str) else self.records
+        sources = _open_records(folders, max(length for length, _ in self.windows))
         records = grain.MapDataset.concatenate([grain.MapDataset.source(source) for source in sources])
         kinds = []
         for i, (length, batch) in enumerate(self.windows):
@@ -112,6 +113,11 @@ class CurriculumObjective:
             face_mask=batch["audio_mask"] if self.dit.audio else None,
         )
 
+    def check_sample(self) -> None:
+        """Raises InputError where the VAE that `sample` needs is not there."""
+        if self.sample_vae is not None:
+            part_config(self.sample_vae, "vae")
+
     def sample(self, model: DiT, batch: dict[str, Array | np.ndarray], key: Key[Array, ""]) -> dict[str, np.ndarray]:
         """The batch's first window, true above generated (20 Euler steps, no guidance), as uint8 frames."""
         if self.sample_vae is None:
@@ -141,19 +147,33 @@ def _cached_vae(folder: str) -> VAE:
     return load_part(folder, "vae")
 
 
-def _open_records(folders: Sequence[str]) -> list[RecordSource]:
-    """Folders that can be taken as one: made by encoders of the same sizes."""
+_FREE = {"latents": 1, "face_mask": 1, "audio_hidden": 2}  # leading axes in which records may differ: time, speakers
+
+
+def _open_records(folders: Sequence[str], longest: int) -> list[RecordSource]:
+    """Folders that can be taken as one: of one picture size, made by encoders of the same sizes, and with clips that
+    hold the longest window."""
     if not folders:
         raise InputError("records: no folder is given")
     sources = [RecordSource(folder) for folder in folders]
-    kind = lambda leaf: (leaf["dtype"], len(leaf["shape"]), leaf["shape"][-1])  # noqa: E731
-    first, *others = ({name: kind(leaf) for name, leaf in source.leaves.items()} for source in sources)
+    kinds = [
+        {name: (leaf["dtype"], *leaf["shape"][_FREE.get(name, 0) :]) for name, leaf in source.leaves.items()}
+        for source in sources
+    ]
+    for folder, source, leaves in zip(folders, sources, kinds):
+        mixed = sorted(name for name, kind in leaves.items() if None in kind)
+        if mixed:
+            raise InputError(f"{folder}: its records differ in the size of {mixed[0]}; a batch needs one size")
+        frames = source.leaves["latents"]["shape"][0]
+        if frames is not None and frames < longest:
+            raise InputError(f"{folder}: its clips have {frames} latent frames, a window {longest}")
+    first, *others = kinds
     for folder, leaves in zip(folders[1:], others):
         odd = sorted(name for name in first.keys() | leaves.keys() if first.get(name) != leaves.get(name))
         if odd:
             raise InputError(
-                f"{folder}: made by other encoders than {folders[0]}: {odd[0]} is {leaves.get(odd[0])}, there "
-                f"{first.get(odd[0])} (dtype, axes, width)"
+                f"{folder}: of another size, or made by other encoders, than {folders[0]}: {odd[0]} is "
+                f"{leaves.get(odd[0])}, there {first.get(odd[0])}"
             )
     return sources
 
@@ -176,6 +196,8 @@ def cut_window(
     """
     frames = record["latents"].shape[0]
     room = frames - length
+    if room < 0:
+        raise InputError(f"a record has {frames} latent frames, a window {length}: prepare longer clips")
     start = int(rng.integers(1, room + 1)) if room > 0 and rng.random() < mid_clip else 0
     window = {
         "latents": record["latents"][start : start + length],

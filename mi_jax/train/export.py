@@ -15,23 +15,31 @@ from mi_jax.train.checkpoints import load_ema
 from mi_jax.train.curriculum import CurriculumObjective
 from mi_jax.train.phonemes import PhonemeObjective
 from mi_jax.train.vae import VAEObjective, measure_scaling_factor
+from mi_jax.weights.native import refuse_inside
 
 SCALE_CLIPS = 32
 
 
 def export_puppet(
     runs: str | Path, out: str | Path, *, base: str | Path | None = None, overwrite: bool = False
-) -> None:
+) -> bool:
     """Writes the averaged parameters of runs/{vae,wav2vec2,mllm,stage2} as one model folder, in f16.
 
     An encoder whose run is missing is that of the model folder `base`. Without runs/stage2 the folder holds the
     encoders alone, which is what `mi-jax prepare` needs before stage 1. A trained VAE's scaling factor is measured
     here, so that the denoiser sees latents of unit standard deviation.
 
+    Returns:
+      whether there is a denoiser.
+
     Raises:
-      InputError: a run is unfinished, or missing and not in `base` either, or `out` cannot be written.
+      InputError: no folder `runs`, or a run in it is unfinished, or missing and not in `base` either, or `out` cannot
+        be written.
     """
     runs = Path(runs)
+    if not runs.is_dir():
+        raise InputError(f"{runs}: no such folder of runs")
+    refuse_inside(out, runs)
     config, parts = AvatarConfig.puppet(), {}
     if base is not None:
         found, encoders = load_encoders(base)
@@ -55,6 +63,7 @@ def export_puppet(
     if (runs / "stage2").is_dir():
         dit = load_ema(runs / "stage2", CurriculumObjective(dit=config.dit, records=""))
     save_avatar(out, config, Encoders(**parts), dit, dtype=np.float16, overwrite=overwrite)
+    return dit is not None
 
 
 def _vae_objective(run: Path) -> VAEObjective:

@@ -41,7 +41,7 @@ def train(config: TrainConfig, out_dir: str | pathlib.Path) -> TrainState:
     Raises:
       SystemExit: of code 143, after a SIGTERM.
       InputError: `out_dir` cannot be written or holds checkpoints of another config; the dataset ends, or its batch
-        does not divide over the devices.
+        does not divide over the devices; what samples need is not there.
     """
     mesh = make_mesh(seq=config.seq)
     with on_mesh(mesh):
@@ -51,6 +51,8 @@ def train(config: TrainConfig, out_dir: str | pathlib.Path) -> TrainState:
 def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState:
     objective = config.objective
     chief = jax.process_index() == 0
+    if config.sample_every and hasattr(objective, "check_sample"):
+        objective.check_sample()
 
     # --- Model and state: masters, moments and EMA spread over the mesh
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
@@ -59,6 +61,21 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
     state = jax.jit(lambda params, key: init_state(config, params, key))(params, step_key)
     step_fn = make_step(config, graph)
     del params
+
+    # --- Checkpoints: go on where the last one stands
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        checkpoints = ckpt.open_checkpoints(out_dir, config.keep)
+    except OSError as error:
+        raise InputError(f"{out_dir}: cannot be written ({error.strerror or error})") from None
+    place = None
+    if checkpoints.latest is not None:
+        target = ckpt.abstract(state)
+        del state  # two would need twice the memory
+        state, place = ckpt.restore(checkpoints, target)
+    start = int(jax.device_get(state.step))
+    if chief:
+        (out_dir / "config.json").write_text(json.dumps(as_json(config), indent=2) + "\n")
 
     # --- Data
     # Grain's worker processes ask absl for flags, which only an absl program has parsed.
@@ -70,23 +87,15 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
     indexed = isinstance(dataset, grain.MapDataset)
     preview = arrays_of(dataset[0] if indexed else next(iter(dataset))) if sample else None
     if indexed:
+        # A step is a batch, so the step says where to go on, with any number of workers.
+        dataset = dataset[start:]
         threads = 1 if config.workers else min(16, os.cpu_count() or 1)
         # Grain's own default reads 500 batches ahead: gigabytes, when a batch is video.
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers), _end_with_parent)
     iterator = iter(dataset)
-
-    # --- Checkpoints: go on where the last one stands
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        checkpoints = ckpt.open_checkpoints(out_dir, config.keep)
-    except OSError as error:
-        raise InputError(f"{out_dir}: cannot be written ({error.strerror or error})") from None
-    if checkpoints.latest is not None:
-        state = ckpt.restore(checkpoints, state, iterator)
-    start = int(jax.device_get(state.step))
-    if chief:
-        (out_dir / "config.json").write_text(json.dumps(as_json(config), indent=2) + "\n")
+    if place is not None and not indexed:
+        iterator.set_state(place)
 
     # --- The loop. It reads step k's numbers only after step k + 1 is under way, so the devices never wait for the log.
     log = RunLog(out_dir, config.name, start, config.steps) if chief else None
@@ -116,7 +125,7 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
                         interval, clock = [], (count, now)
 
                 if saving:
-                    ckpt.save(checkpoints, done, state, iterator)
+                    ckpt.save(checkpoints, done, state, {"batches": done} if indexed else iterator.get_state())
                 if sample and (done % config.sample_every == 0 or last):
                     averaged = gather_parameters((state.ema, frozen))  # all processes take part in it
                     if log:

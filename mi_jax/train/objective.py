@@ -16,9 +16,10 @@ from mi_jax.errors import InputError
 class Objective(Protocol):
     """A model, its data and its loss. Implementations are frozen, keyword-only dataclasses, part of the config.
 
-    Two members are optional:
+    Three members are optional:
       sample(model, batch, key) -> dict[str, np.ndarray]: uint8 pictures [H W 3] or videos [f H W 3] to look at while
         training. `batch` holds NumPy arrays: the dataset's first batch, the same one every time.
+      check_sample() -> None: raises InputError where something that `sample` needs is missing; asked before step 0.
       trainable(path) -> bool: whether the parameter at this path of the module (a tuple of names and indices) is
         trained; the others keep the values that `init` gave them. Without it every `nnx.Param` is trained.
     """

@@ -83,6 +83,17 @@ def new_folder(directory: str | os.PathLike, *, overwrite: bool = False) -> Iter
         shutil.rmtree(old, ignore_errors=True)
 
 
+def refuse_inside(out: str | os.PathLike, *sources: str | os.PathLike | None) -> None:
+    """Whether writing the folder `out` anew would delete what it is made from.
+
+    Raises:
+      InputError: one of `sources` is `out` or lies in it.
+    """
+    for source in (pathlib.Path(source).resolve() for source in sources if source is not None):
+        if pathlib.Path(out).resolve() in (source, *source.parents):
+            raise InputError(f"{out}: the source lies there; write to another folder")
+
+
 def is_model(directory: str | os.PathLike) -> bool:
     """Whether a folder holds weights in this form (they need not be whole)."""
     return any((pathlib.Path(directory) / name).exists() for name in (WEIGHTS, INDEX))

@@ -79,3 +79,20 @@ def test_a_vector_at_every_token_has_the_gradient_of_a_broadcast():
     each, pull = jax.vjp(lambda vectors: per_token(vectors, x), g)  # one of its own at every token
     np.testing.assert_array_equal(each, g)
     np.testing.assert_array_equal(pull(x)[0], x)
+
+
+def test_the_gradient_of_a_bias_is_summed_in_f32():
+    """15,000 tokens in bf16: a sum in bf16 stops at 256 times what is added."""
+    layer = linear(4, 8, rngs=nnx.Rngs(0))
+    layer.bias[...] = jnp.arange(8.0)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), layer)
+    x = jnp.ones((1, 15_000, 4), jnp.bfloat16)
+    gradient = jax.grad(lambda layer: jnp.sum(layer(x).astype(jnp.float32)))(half)
+    np.testing.assert_array_equal(gradient.bias[...].astype(jnp.float32), np.float32(jnp.bfloat16(15_000)))
+    x = jax.random.normal(jax.random.key(0), (2, 5, 4))
+    y, pull = jax.vjp(lambda layer, x: layer(x), layer, x)
+    np.testing.assert_allclose(y, np.asarray(x @ layer.kernel[...]) + np.arange(8.0), rtol=1e-6, atol=1e-6)
+    g = jax.random.normal(jax.random.key(1), y.shape)
+    of_layer, of_x = pull(g)
+    np.testing.assert_allclose(of_layer.bias[...], g.sum((0, 1)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(of_x, g @ layer.kernel[...].T, rtol=1e-5, atol=1e-5)

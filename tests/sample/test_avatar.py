@@ -1,6 +1,8 @@
 """From files to frames, on an untrained avatar: lengths, seeds, masks, what is heard, and what is refused."""
 
 import dataclasses
+import io
+import json
 import logging
 from operator import attrgetter
 
@@ -192,6 +194,13 @@ def test_it_says_which_mask_and_what_was_cut(avatar, caplog, tmp_path):
     assert "prompt" not in caplog.text
 
 
+def torn_picture() -> Image.Image:
+    """A PNG file that ends early: PIL opens it, and fails when its pixels are asked for."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(file, "png")
+    return Image.open(io.BytesIO(file.getvalue()[:4000]))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -204,6 +213,8 @@ def test_it_says_which_mask_and_what_was_cut(avatar, caplog, tmp_path):
         ({"portrait": np.zeros((4, 4, 3), np.uint8)}, "portrait: 4x4 is too small"),
         ({"portrait": np.zeros((64, 64), np.uint8)}, r"portrait: an array must be uint8 \[H W 3\]"),
         ({"portrait": "nowhere.png"}, "nowhere.png: picture not found"),
+        ({"portrait": torn_picture()}, "portrait: cannot be read"),
+        ({"speakers": [Speaker(voice(0.5), np.ones((40, 48, 3), bool))]}, r"given array: a mask is an array \[H W\]"),
         ({"steps": 0}, "steps is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**70}, "seed is 1180591620717411303424"),
@@ -218,6 +229,34 @@ def test_bad_arguments_are_refused_before_the_long_work(avatar, monkeypatch, cha
     with pytest.raises(InputError, match=message) as caught:
         animate(avatar, **change)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("steps", "25", "'25' is no int"),
+        ("steps", True, "True is no int"),
+        ("height", None, "None is no int"),
+        ("shift", "x", "'x' is no float"),
+        ("dtype", "float8", "'float8' is none of float32, bfloat16"),
+        ("vae", 3, "3 is no VAEConfig"),
+    ],
+)
+def test_a_config_of_other_types(avatar, tmp_path, field, value, message):
+    avatar.save(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(InputError, match=message) as caught:
+        load(tmp_path / "model")
+    assert str(path) in str(caught.value)
+
+
+def test_a_face_that_the_video_does_not_show(avatar):
+    """Of a picture of 48x40 a video of 32x32 shows the columns 4..43."""
+    mask = np.zeros((40, 48), bool)
+    mask[:, :3] = True
+    with pytest.raises(InputError, match=r"voice 1: its face lies outside the part .* that a video of 32x32 shows"):
+        animate(avatar, speakers=[Speaker(voice(0.2), mask)])
 
 
 def test_unknown_and_damaged_models(avatar, tmp_path):

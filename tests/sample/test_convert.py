@@ -288,6 +288,8 @@ def test_the_source_is_never_written_over(copy, capsys):
     said = "the source lies there; write to another folder"
     assert said in refused(capsys, "hunyuan-video-i2v", "hub", "hub", "--overwrite")
     assert said in refused(capsys, "hunyuan-video-i2v", "hub", ".", "--overwrite")
+    shutil.copytree(copy / "vae", "old/vae")
+    assert said in refused(capsys, "hunyuan-video-i2v", "hub", "old", "--vae", "old/vae", "--overwrite")
 
 
 def test_a_half_written_folder_is_no_model(converted, tmp_path):

@@ -161,3 +161,23 @@ def test_one_device_and_eight_give_the_same_video(guidance, group):
         spread = sample(noise(42), told(42))
     np.testing.assert_allclose(spread, alone, atol=1e-5)
     assert layouts == [None, "data" if group >= 4 else None]
+
+
+@pytest.mark.parametrize("frames", [9, 14, 23])
+def test_fewer_windows_than_devices_are_shared_out(frames):
+    """1, 2 and 4 windows on 8 devices: one each, not all of them on all."""
+    seen = []
+
+    def velocity(latents, sigma, conditions):
+        seen.append((jax.typeof(latents).sharding.spec[0], latents.shape[0]))
+        return entangled(latents, sigma, conditions)
+
+    @partial(jax.jit, static_argnames="group")
+    def sample(x, conditions, group):
+        return sliding_window(velocity, x, SIGMAS[:3], conditions, window=9, overlap=4, group=group)
+
+    alone = sample(noise(frames), told(frames), group=1)
+    with jax.set_mesh(make_mesh(data=8)):
+        spread = sample(noise(frames), told(frames), group=8)
+    np.testing.assert_allclose(spread, alone, atol=1e-5)
+    assert seen == [(None, 1), ("data", 8)]

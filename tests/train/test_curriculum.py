@@ -15,6 +15,8 @@ from mi_jax.errors import InputError
 from mi_jax.models.audio_encoder import AudioEncoderConfig, cut_audio
 from mi_jax.models.dit import DiTConfig
 from mi_jax.train.curriculum import CurriculumObjective, _euler, cut_window
+from mi_jax.train.loop import train
+from mi_jax.train.objective import TrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 AUDIO = AudioEncoderConfig(input_dim=8, layers=2, width=16, heads=2, depth=1)
@@ -115,13 +117,32 @@ def test_several_folders_are_one(tmp_path):
     given = np.stack([clip["portrait"] for part in parts for clip in part]).astype(np.float32)
     order = lambda x: x[np.argsort(x.reshape(len(x), -1)[:, 0])]  # noqa: E731
     np.testing.assert_array_equal(order(seen), order(given))
-    write_records(tmp_path / "c", [record(rng) | {"portrait": np.zeros((4, 4, 5), np.float16)}])
+    odd = {
+        "c": [record(rng) | {"portrait": np.zeros((4, 4, 5), np.float16)}],
+        "d": [record(rng) | {"latents": np.zeros((12, 6, 4, 4), np.float16)}],
+        "e": [record(rng), record(rng) | {"latents": np.zeros((12, 6, 4, 4), np.float16)}],
+        "f": [record(rng) | {"latents": record(rng)["latents"][:2]}],
+    }
+    for name, clips in odd.items():
+        write_records(tmp_path / name, clips)
     for records, message in (
-        ((folders[0], str(tmp_path / "c")), "c: made by other encoders than .*a: portrait is"),
+        ((folders[0], str(tmp_path / "c")), "c: of another size, or made by other encoders, than .*a: portrait is"),
+        ((folders[0], str(tmp_path / "d")), "d: of another size, or made by other encoders, than .*a: latents is"),
+        ((folders[0], str(tmp_path / "e")), "e: its records differ in the size of latents"),
+        ((folders[0], str(tmp_path / "f")), "f: its clips have 2 latent frames, a window 3"),
         ((), "no folder"),
     ):
         with pytest.raises(InputError, match=message):
             dataclasses.replace(objective, records=records).dataset(0)
+
+
+def test_a_clip_shorter_than_the_window_is_refused():
+    """Cut short in silence, one process would run another program than the others."""
+    rng = np.random.default_rng(0)
+    clip = record(rng)
+    frames = len(clip["latents"])
+    with pytest.raises(InputError, match=f"a record has {frames} latent frames, a window {frames + 1}"):
+        cut_window(clip, rng, length=frames + 1, mid_clip=0.5, speakers=1)
 
 
 def test_total_loss_is_base_plus_lambda_adaptive():
@@ -199,3 +220,15 @@ def test_samples_follow_the_velocity():
             return (x - self.goal[...]) / sigma.reshape(-1, 1, 1, 1, 1)
 
     np.testing.assert_allclose(_euler(Straight(), noise, None, 3.0), goal, atol=1e-4)
+
+
+def test_what_samples_need_is_looked_for_before_the_first_step(tmp_path):
+    objective = CurriculumObjective(dit=TINY, records=str(tmp_path), sample_vae=str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="nowhere: no such model"):
+        train(TrainConfig(name="test", objective=objective, steps=1, learning_rate=0.1), tmp_path / "run")
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "config.json").write_text("{}")
+    objective = dataclasses.replace(objective, sample_vae=str(tmp_path / "part"))
+    with pytest.raises(InputError, match="says nothing of 'vae'"):
+        train(TrainConfig(name="test", objective=objective, steps=1, learning_rate=0.1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

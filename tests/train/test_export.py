@@ -13,7 +13,8 @@ from mi_jax.train.export import export_puppet
 
 def test_without_a_run_the_encoders_are_those_of_the_base(tmp_path):
     base = find_model("puppet")
-    export_puppet(tmp_path / "runs", tmp_path / "out", base=base)
+    (tmp_path / "runs").mkdir()
+    assert export_puppet(tmp_path / "runs", tmp_path / "out", base=base) is False  # no denoiser
     (config, ours), (expected, theirs) = load_encoders(tmp_path / "out"), load_encoders(base)
     assert (config.vae, config.wav2vec2, config.mllm) == (expected.vae, expected.wav2vec2, expected.mllm)
     for part in ("vae", "wav2vec2", "mllm"):
@@ -22,3 +23,16 @@ def test_without_a_run_the_encoders_are_those_of_the_base(tmp_path):
             np.testing.assert_array_equal(a, b)
     with pytest.raises(InputError, match="dit"):
         load(tmp_path / "out")
+
+
+def test_runs_that_are_not_there_and_runs_that_would_be_lost(tmp_path):
+    base, runs = find_model("puppet"), tmp_path / "runs"
+    with pytest.raises(InputError, match="runs: no such folder of runs"):
+        export_puppet(runs, tmp_path / "out", base=base)
+    (runs / "stage1").mkdir(parents=True)
+    for out in (runs, tmp_path):
+        with pytest.raises(InputError, match="the source lies there"):
+            export_puppet(runs, out, base=base, overwrite=True)
+    assert (runs / "stage1").is_dir()
+    with pytest.raises(InputError, match="vae: no such run"):
+        export_puppet(runs, tmp_path / "out")

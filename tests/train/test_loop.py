@@ -141,6 +141,16 @@ def test_resumed_after_sigkill_is_bitwise_the_unbroken_run(tmp_path):
     assert logged[cut:] == expected[cut:]
 
 
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0)])
+def test_a_run_goes_on_with_another_number_of_workers(tmp_path, before, after):
+    """Bit for bit: the step says which batch comes next."""
+    whole = train(config(steps=8, checkpoint_every=4, decay_fraction=0.0, workers=0), tmp_path / "whole")
+    for steps, workers in ((4, before), (8, after)):
+        settings = config(steps=steps, checkpoint_every=4, decay_fraction=0.0, workers=workers)
+        state = train(settings, tmp_path / "run")
+    assert digests(state) == digests(whole)
+
+
 def test_sigterm_ends_a_run_with_a_checkpoint_after_the_step_under_way(tmp_path, finished):
     settings, _, whole = finished
     before = signal.getsignal(signal.SIGTERM)
