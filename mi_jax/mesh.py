@@ -139,7 +139,6 @@ def apart(x: jax.Array, axis: str) -> jax.Array:
 
 def vary_like(x: jax.Array, other: jax.Array) -> jax.Array:
     """`x`, which every device has alike, as one that differs between devices as `other` does: the start of a scan over
-    it inside `per_device`."""
-    if jax.sharding.get_abstract_mesh().size <= 1:
-        return x
-    return x + 0 * jax.lax.stop_gradient(other.ravel()[0]).astype(x.dtype)
+    it inside `per_device`, or what a custom gradient multiplies it with. Outside `per_device` it does nothing."""
+    own, wanted = (jax.typeof(part).manual_axis_type.varying for part in (x, other))
+    return jax.lax.pcast(x, tuple(wanted - own), to="varying") if wanted - own else x

@@ -41,9 +41,7 @@ class Linear(nnx.Linear):
 
 def add_bias(x: Float[Array, "*b d"], bias: Float[Array, "d"]) -> Float[Array, "*b d"]:
     """`x + bias`; the gradient of the bias is summed in f32."""
-    varying, already = (jax.typeof(part).manual_axis_type.varying for part in (x, bias))  # inside `per_device`
-    apart = tuple(varying - already)
-    return _add_bias(x, jax.lax.pcast(bias, apart, to="varying") if apart else bias)
+    return _add_bias(x, vary_like(bias, x))
 
 
 @jax.custom_vjp
@@ -66,7 +64,7 @@ def matmul(x: Float[Array, "*b d"], kernel: Float[Array, "d e"]) -> Float[Array,
     """
     low = jax.config.jax_default_matmul_precision == "bfloat16" and x.dtype == jnp.float32
     if low:
-        return _rounded_matmul(x, kernel)
+        return _rounded_matmul(x, vary_like(kernel, x))
     return _gradient_at_once(jax.lax.dot_general(x, kernel, _contract((x.ndim - 1,), (0,))))
 
 

@@ -61,3 +61,17 @@ def test_losses_gradients_and_parameters_are_the_same():
     for one, two in zip(jax.tree.leaves((state.params, state.ema)), jax.tree.leaves((other.params, other.ema))):
         # Adam divides by the gradient's own size: where that is nothing but rounding, a step may differ by its length.
         assert np.mean(np.abs(np.asarray(two) - one) < 1e-5 + 1e-3 * np.abs(one)) > 0.98
+
+
+def test_products_of_bf16_have_gradients_on_a_mesh():
+    """Every device rounds for itself what all have alike. Traced alone: the sums are those above."""
+    silent = dataclasses.replace(OBJECTIVE, dit=dataclasses.replace(SHALLOW, audio=None))
+    for learner in (OBJECTIVE, silent):
+        config = TrainConfig(name="low", objective=learner, steps=1, learning_rate=1e-3, matmul_precision="bfloat16")
+        graph, params, _ = split_model(learner.init(jax.random.key(0)), learner)
+        mesh = make_mesh(data=4, seq=2)
+        with jax.set_mesh(mesh):
+            state = init_state(config, shard_parameters(params, mesh), jax.random.key(1))
+            given = jax.tree.map(lambda x: jax.device_put(x, P("data")), batch())
+            text = make_step(config, graph).lower(state, {}, given).as_text()
+        assert "bf16" in text
