@@ -1,6 +1,7 @@
 """The command line: exit codes, one line for every bad input, nothing half-written."""
 
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from PIL import Image
 from tiny_avatar import make_avatar, portrait, voice
 
 from mi_jax import cli
+from mi_jax.commands.data import drawing
 from mi_jax.data import faces, media
 from mi_jax.data.puppets import draw
 from mi_jax.errors import InputError
@@ -353,3 +355,10 @@ def test_gpu_memory_is_claimed_unless_the_user_says_how_much(monkeypatch, given,
         monkeypatch.setenv(name, value)
     claim_gpu_memory()
     assert {name: os.environ[name] for name in names if name in os.environ} == found
+
+
+def test_a_missing_library_of_the_puppets_is_named():
+    """Also where another process of `prepare` missed it: what it raised came here pickled."""
+    missed = pickle.loads(pickle.dumps(ModuleNotFoundError("No module named 'espeak'", name="espeak")))
+    with pytest.raises(InputError, match=r"puppets need espeak: pip install 'mi-jax\[puppets\]'"), drawing():
+        raise missed

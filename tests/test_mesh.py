@@ -53,9 +53,10 @@ def test_layers_of_a_stack_are_never_spread(shape):
     assert parameter_spec((3072, 64), AbstractMesh((8, 8), ("data", "seq"))) == P(("data", "seq"), None)
 
 
-def test_the_13b_models_blocks_stay_whole_on_meshes_that_divide_their_number():
+@pytest.mark.parametrize("audio", [False, True])
+def test_the_13b_models_blocks_stay_whole_on_meshes_that_divide_their_number(audio):
     """Of 10 and 20 hosts of 8 GPUs the hosts' number divides the blocks'."""
-    config = DiTConfig.magic_infinite_13b(audio=False)
+    config = DiTConfig.magic_infinite_13b(audio=audio)
     for data in (10, 20):
         mesh = AbstractMesh((data, 8), ("data", "seq"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
         shapes = nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0)))

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from mi_jax.conditions import Conditions
 from mi_jax.diffusion import euler_step
+from mi_jax.mesh import axis_size
 from mi_jax.sample.guidance import Velocity
 from mi_jax.sample.windows import blend_weights, plan_windows
 
@@ -50,7 +51,8 @@ def sliding_window(
     window = min(window, length)
     weights = blend_weights(starts, window, length)
     # Fewer windows than devices along `data` are filled up to one each: shared out, not computed by all alike.
-    spread = _devices() if group % _devices() == 0 else 1
+    devices = axis_size("data")
+    spread = devices if group % devices == 0 else 1
     group = min(group, -(-len(starts) // spread) * spread)
     padding = -len(starts) % group
     # Padding of the last group: a window that is there already, of no weight.
@@ -87,11 +89,6 @@ def _blended(velocity: Velocity, latents: Array, sigma: Array, conditions: Condi
         return total, None
 
     return jax.lax.scan(add_group, jnp.zeros_like(latents), (starts, weights))[0]
-
-
-def _devices() -> int:
-    """Devices along the mesh's `data` axis; 1 without one."""
-    return dict(jax.sharding.get_abstract_mesh().shape).get("data", 1)
 
 
 def _spread(tree):
