@@ -24,7 +24,7 @@ from mi_jax.models.tiling import decode_latents
 from mi_jax.models.vae import VAE
 from mi_jax.sample.folders import load_part, part_config
 from mi_jax.train.checkpoints import warm_start
-from mi_jax.train.flow import adaptive_loss, base_loss, condition_dropout, squared_error
+from mi_jax.train.flow import adaptive_loss, base_loss, condition_dropout, motion_loss, squared_error
 from mi_jax.train.state import sharded_init
 
 
@@ -50,6 +50,8 @@ class CurriculumObjective:
     """Share of windows cut from the middle of a clip: the portrait stays as identity, but does not start the window."""
     adaptive_weight: float = 0.0
     """lambda of Eq. 4; the paper's stage 2 has 10."""
+    motion_weight: float = 0.0
+    """Weight of `flow.motion_loss`, which the paper does not have."""
     face_masked: bool = True
     """False lets audio act everywhere (for the ablation of Eq. 2)."""
     speakers: int = 1
@@ -88,7 +90,7 @@ class CurriculumObjective:
     def loss(
         self, model: DiT, batch: dict[str, Array | np.ndarray], key: Key[Array, ""]
     ) -> tuple[Float[Array, "b"], dict[str, Array]]:
-        """`L_total = L_base + lambda L_adap` (Eq. 4) per example, with its two parts as scalars."""
+        """`L_total = L_base + lambda L_adap` (Eq. 4) and any motion loss, per example; the means as scalars."""
         keys = jax.random.split(key, 3)
         clean = batch["latents"].astype(jnp.float32)
         conditions = self.conditions(model, batch)
@@ -97,7 +99,11 @@ class CurriculumObjective:
         noise = jax.random.normal(keys[2], clean.shape, jnp.float32, out_sharding=spec_of(clean))
         error = squared_error(model, clean, noise, sigma, conditions)
         base, adaptive = base_loss(error), adaptive_loss(error, batch["face_mask"])
-        return base + self.adaptive_weight * adaptive, {"base": jnp.mean(base), "face": jnp.mean(adaptive)}
+        total, parts = base + self.adaptive_weight * adaptive, {"base": base, "face": adaptive}
+        if self.motion_weight:
+            parts["motion"] = motion_loss(error, clean, batch["portrait"].astype(jnp.float32))
+            total = total + self.motion_weight * parts["motion"]
+        return total, {name: jnp.mean(part) for name, part in parts.items()}
 
     def conditions(self, model: DiT, batch: dict[str, Array]) -> Conditions:
         """What the denoiser is told of a batch of `dataset`."""

@@ -145,16 +145,20 @@ def test_a_clip_shorter_than_the_window_is_refused():
         cut_window(clip, rng, length=frames + 1, mid_clip=0.5, speakers=1)
 
 
-def test_total_loss_is_base_plus_lambda_adaptive():
+def test_total_loss_is_the_weighted_sum_of_its_parts():
     told = {name: jnp.asarray(x) for name, x in batch(2).items()}
     parts = []
-    for weight in (0.0, 10.0):
-        objective = CurriculumObjective(dit=TINY, records="", adaptive_weight=weight)
+    for adaptive, motion in ((0.0, 0.0), (10.0, 0.0), (10.0, 2.0)):
+        objective = CurriculumObjective(dit=TINY, records="", adaptive_weight=adaptive, motion_weight=motion)
         model = objective.init(jax.random.key(0))
-        parts.append(jax.jit(objective.loss)(model, told, jax.random.key(1)))
-    (base, scalars), (total, _) = parts
-    np.testing.assert_allclose(jnp.mean(base), scalars["base"], rtol=1e-5)
-    np.testing.assert_allclose(jnp.mean(total), scalars["base"] + 10 * scalars["face"], rtol=1e-5)
+        loss, scalars = jax.jit(objective.loss)(model, told, jax.random.key(1))
+        parts.append((jnp.mean(loss), scalars))
+    (base, _), (total, scalars), (moving, more) = parts
+    assert scalars.keys() == {"base", "face"}
+    assert more.keys() == {"base", "face", "motion"}
+    np.testing.assert_allclose(base, scalars["base"], rtol=1e-5)
+    np.testing.assert_allclose(total, scalars["base"] + 10 * scalars["face"], rtol=1e-5)
+    np.testing.assert_allclose(moving, total + 2 * more["motion"], rtol=1e-5)
 
 
 def test_warm_start_keeps_stage_1_and_adds_audio(tmp_path, monkeypatch):

@@ -1,11 +1,11 @@
-"""The losses of Eq. 1, 3 and 4 in closed form."""
+"""The losses in closed form."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mi_jax.conditions import Conditions
-from mi_jax.train.flow import adaptive_loss, base_loss, condition_dropout, squared_error
+from mi_jax.train.flow import adaptive_loss, base_loss, condition_dropout, motion_loss, squared_error
 
 TOLD = Conditions(text_tokens=jnp.zeros((2, 1, 4)), text_mask=jnp.ones((2, 1), bool))
 
@@ -39,6 +39,20 @@ def test_adaptive_loss_scales_the_masked_sum_by_hw_over_area():
     region = (jax.random.uniform(jax.random.key(1), (1, 4, 4)) > 0.5).astype(jnp.float32)
     expected = np.mean(np.asarray(error) * np.asarray(region)[:, None, :, :, None]) * 16 / np.asarray(region).sum()
     np.testing.assert_allclose(adaptive_loss(error, region)[0], expected, rtol=1e-5)
+
+
+def test_motion_loss_counts_places_by_how_far_they_are_from_the_portrait():
+    """Two places that move by 1 and 3 while the others rest: (1 * 5 + 3 * 9) / 4, whatever the others' error."""
+    portrait = jax.random.normal(jax.random.key(0), (2, 4, 4, 5))
+    clean = jnp.repeat(portrait[:, None], 3, axis=1).at[0, 1, 2, 2].add(1.0).at[0, 2, 0, 3].add(-3.0)
+    error = jnp.full((2, 3, 4, 4, 5), 100.0).at[0, 1, 2, 2].set(5.0).at[0, 2, 0, 3].set(9.0)
+    np.testing.assert_allclose(motion_loss(error, clean, portrait), [8.0, 0.0], rtol=1e-5)
+
+
+def test_motion_loss_is_the_mean_where_all_moves_alike():
+    error = jax.random.uniform(jax.random.key(0), (2, 3, 4, 4, 5))
+    clean = jnp.ones((2, 3, 4, 4, 5))
+    np.testing.assert_allclose(motion_loss(error, clean, jnp.zeros((2, 4, 4, 5))), base_loss(error), rtol=1e-5)
 
 
 def test_condition_dropout_rates():

@@ -14,7 +14,7 @@ from mi_jax.train.state import init_state, make_step, split_model
 
 B, T, H, W = 8, 3, 4, 6
 SHALLOW = dataclasses.replace(TALKING, double_depth=1, single_depth=2)
-OBJECTIVE = CurriculumObjective(dit=SHALLOW, records="", adaptive_weight=10.0)
+OBJECTIVE = CurriculumObjective(dit=SHALLOW, records="", adaptive_weight=10.0, motion_weight=2.0)
 
 
 def batch() -> dict[str, np.ndarray]:
@@ -41,7 +41,7 @@ def steps(config: TrainConfig, params, graph, given, place):
     step, losses = make_step(config, graph), []
     for _ in range(3):
         state, metrics = step(state, {}, jax.tree.map(place, given))
-        losses.append([float(metrics[name]) for name in ("loss", "base", "face", "grad_norm")])
+        losses.append([float(metrics[name]) for name in ("loss", "base", "face", "motion", "grad_norm")])
     return state, np.asarray(losses)
 
 
