@@ -54,7 +54,7 @@ def draw(axis: plt.Axes, column: str, runs: list[Path]) -> None:
 
 def main(args: Args) -> None:
     rows = -(-len(args.panel) // 2)
-    figure, axes = plt.subplots(rows, 2, figsize=(11, 2.9 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, 2, figsize=(13, 2.9 * rows), squeeze=False)
     for axis, (column, *runs) in zip(axes.flat, args.panel):
         draw(axis, column, [Path(run) for run in runs])
     for axis in axes.flat[len(args.panel) :]:
