@@ -45,13 +45,13 @@ def main(args: Args) -> None:
         clip = draw(i, seed=args.seed, split="test", seconds=args.seconds, size=config.height)
         truth = jnp.asarray(encode_latents(avatar.encoders.vae, to_signed(clip.video)[None]))
         noise = jax.random.normal(jax.random.key(0), truth.shape)
-        told = avatar.conditions(clip.video[0], clip.mask[None], [clip.audio], clip.prompt, truth.shape[1])
+        conditions = avatar.conditions(clip.video[0], clip.mask[None], [clip.audio], clip.prompt, truth.shape[1])
         for level in args.levels:
             latents = add_noise(truth, noise, jnp.float32(level))
             left = np.append(level, schedule[schedule < level]).astype(np.float32)
             for pair in itertools.pairwise(left):
                 latents = denoise_level(
-                    avatar.dit, latents, jnp.array(pair), told, weights, window=33, overlap=8, group=1
+                    avatar.dit, latents, jnp.array(pair), conditions, weights, window=33, overlap=8, group=1
                 )
             video = avatar.decode(np.asarray(latents)[0])[: len(clip.video)]
             row = {

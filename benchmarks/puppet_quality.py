@@ -9,7 +9,8 @@ OUT_sheet.png (frames) and, if asked, OUT_duets.png. Everything is read from gen
 - lip sync: Pearson correlation of the mouth opening with the true one (generated; through the VAE alone, the ceiling;
   with another clip's voice, the control), the lag of the best correlation in frames, and how far the mouth opens
   (standard deviation over the true one);
-- obedience to each attribute that the prompt directs, beside what the same reader sees in the true clips;
+- obedience to each attribute that the prompt directs, also of those told the same, beside what the same reader sees in
+  the true clips;
 - identity (distance to the portrait outside the mouth) and sharpness, beside the truth's;
 - seconds of computation per second of video, after compilation;
 - with `--duets N`: two puppets in one picture, each with its own voice: the correlation of each mouth with its own
@@ -115,6 +116,7 @@ def measure(args: Args, avatar: mi_jax.Avatar) -> tuple[list[dict], list[tuple[C
         for name, frames in (("", video), ("_vae", through), ("_truth", clip.video)):
             for attribute, (told, seen) in obedience(frames, attributes).items():
                 row[f"{attribute}{name}"] = told == seen
+                row[f"{attribute}_told"] = told
         if i < args.controls:
             other = take(i + args.clips)
             row["correlation_control"] = correlation(
@@ -153,13 +155,19 @@ def summarise(rows: list[dict]) -> dict:
         summary["correlation"]["mean"] / summary["correlation_vae"]["mean"], 4
     )
     summary["offset"]["within_1"] = float(np.mean([abs(row["offset"]) <= 1 for row in rows]))
+    for attribute in ATTRIBUTES:
+        summary[attribute]["of"] = {
+            told: round(float(np.mean([row[attribute] for row in rows if row[f"{attribute}_told"] == told])), 4)
+            for told in sorted({row[f"{attribute}_told"] for row in rows})
+        }
     return summary
 
 
 def means(rows: list[dict]) -> dict:
     """Mean and median of every column that is no number of a clip."""
     summary = {}
-    for name in dict.fromkeys(key for row in rows for key in row if key not in ("clip", "duet")):
+    columns = dict.fromkeys(key for row in rows for key in row)
+    for name in [key for key in columns if key not in ("clip", "duet") and not key.endswith("_told")]:
         values = np.array([row[name] for row in rows if name in row], float)
         summary[name] = {"mean": round(values.mean(), 4), "median": round(float(np.median(values)), 4)}
     return summary

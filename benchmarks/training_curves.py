@@ -3,9 +3,9 @@
     python benchmarks/training_curves.py docs/images/training_curves.png \\
         --panel psnr runs/vae_first runs/vae --panel base runs/stage1 runs/stage2
 
-Each dot is a value as logged (the mean of ten steps), each line their mean over the last twentieth of the run. Every
-second run is shaded. Runs of a panel may differ in what their loss weighs and at which noise levels, so only what lies
-within a run can be compared.
+Each dot is a value as logged (the mean since the one before), each line their mean over the last twentieth of the run.
+Every second run is shaded. Runs of a panel may differ in what their loss weighs and at which noise levels, so only what
+lies within a run can be compared.
 """
 
 import csv
