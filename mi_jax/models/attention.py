@@ -4,7 +4,7 @@ Sequences are `[b n k d]` (k heads of dimension d). Padding is always at the end
 which every kernel understands; no dense mask is ever made.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def attention(
     if chosen == "splash":
         return _splash().splash_attention(q, k, v, _length(length, k))
     if chosen == "cudnn":
-        return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=length, implementation="cudnn")
+        return _cudnn(q, k, v, length)
     return _chunked(q, k, v, length)
 
 
@@ -61,11 +61,7 @@ def attention_with_lse(
     if chosen == "splash":
         return _splash().splash_attention_with_lse(q, k, v, length)
     if chosen == "cudnn":
-        out, lse = jax.nn.dot_product_attention(
-            q, k, v, key_value_seq_lengths=length, implementation="cudnn", return_residual=True
-        )
-        return out, jnp.moveaxis(lse.astype(jnp.float32), 1, 2)
-
+        return _cudnn(q, k, v, length, with_lse=True)
     return _forward(q, k, v, length)
 
 
@@ -126,6 +122,31 @@ def _splash():
     from mi_jax.models import splash
 
     return splash
+
+
+def _cudnn(q: Array, k: Array, v: Array, length: Array | None, with_lse: bool = False) -> Any:
+    """cuDNN's flash attention, with what JAX and it do not take: sequences of odd length and queries without a key.
+
+    These are given the first key, which is padding but finite.
+    """
+    n, m = q.shape[1], k.shape[1]
+    some = None if length is None else jnp.maximum(length, 1)
+    if m % 2:
+        some = jnp.full(k.shape[:1], m, jnp.int32) if some is None else some
+        k, v = _even(k), _even(v)
+    result = jax.nn.dot_product_attention(
+        _even(q), k, v, key_value_seq_lengths=some, implementation="cudnn", return_residual=with_lse
+    )
+    if not with_lse:
+        return result[:, :n]
+    out, lse = result
+    lse = jnp.moveaxis(lse[:, :n].astype(jnp.float32), 1, 2)
+    return out[:, :n], jnp.where((length == 0)[:, None, None], jnp.finfo(jnp.float32).min, lse)
+
+
+def _even(x: Array) -> Array:
+    """[b n k d] with a row of zeros more where n is odd."""
+    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
 
 
 def _length(length: Array | None, k: Array) -> Array:

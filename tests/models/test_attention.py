@@ -72,3 +72,40 @@ def test_gradients_by_denominators_are_those_of_the_formula():
     got = attention_gradients(q, k, v, g, attention_with_lse(q, k, v, length=length)[1], delta, length=length)
     for a, b in zip(got, pull(g)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def cudnn_of_xla(q, k, v, *, key_value_seq_lengths, implementation, return_residual=False):
+    """XLA's attention behind what JAX refuses to hand to cuDNN, which is not here: odd lengths, and no key."""
+    assert implementation == "cudnn"
+    assert q.shape[1] % 2 == 0
+    assert k.shape[1] % 2 == 0
+    if key_value_seq_lengths is not None:
+        assert (np.asarray(key_value_seq_lengths) > 0).all()
+    length = key_value_seq_lengths if key_value_seq_lengths is not None else jnp.full(len(k), k.shape[1], jnp.int32)
+    out, lse = attention_with_lse(q, k, v, length=length, implementation="xla")
+    return (out, jnp.moveaxis(lse, 1, 2)) if return_residual else out
+
+
+@pytest.mark.parametrize(("n", "m"), [(7, 13), (8, 13), (7, 12), (8, 12)])
+@pytest.mark.parametrize("length", [None, (12, 5), (12, 0)])
+def test_cudnn_is_given_what_it_takes(monkeypatch, n, m, length):
+    """Values, denominators and gradients are those of XLA's form, also of odd lengths and where there is no key."""
+    monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn_of_xla)
+    q, k, v = qkv(n, m)
+    some = np.ones(2, bool) if length is None else np.asarray(length) > 0
+    length = None if length is None else jnp.asarray(length, jnp.int32)
+    g = jnp.where(some[:, None, None, None], jax.random.normal(jax.random.key(1), q.shape), 0.0)
+
+    def of(kind):
+        out, pull = jax.vjp(lambda *x: attention(*x, length=length, implementation=kind), q, k, v)
+        return out, *pull(g)
+
+    for got, expected in zip(of("cudnn"), of("xla")):
+        assert np.isfinite(got).all()
+        np.testing.assert_allclose(np.asarray(got)[some], np.asarray(expected)[some], rtol=1e-5, atol=1e-6)
+    if length is not None:
+        (out, lse), (wanted, wanted_lse) = (
+            attention_with_lse(q, k, v, length=length, implementation=kind) for kind in ("cudnn", "xla")
+        )
+        np.testing.assert_allclose(np.asarray(out)[some], np.asarray(wanted)[some], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(lse, wanted_lse, rtol=1e-5)
