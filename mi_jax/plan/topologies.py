@@ -166,7 +166,7 @@ _HOPPER = """gpu_device_info {{
   clock_rate_ghz: 1.98 device_memory_size: {memory} shared_memory_per_block_optin: 232448
   cuda_compute_capability {{ major: 9 }} registers_per_core_limit: 65536 registers_per_block_limit: 65536
 }}
-platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 }} runtime_version {{ major: 12 minor: 8 patch: 0 }}
+platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 }} runtime_version {{ major: {cuda} patch: 0 }}
 device_description_str: "NVIDIA {name}" """
 _GPU_NAMES = {"h100": "H100 80GB HBM3", "h200": "H200"}
 
@@ -177,7 +177,8 @@ def _gpu(name: str, kind: str, sides: tuple[int, ...]) -> list[Any]:
     if len(sides) != 2 or sides[1] > 8 or sides[0] * sides[1] > 256:
         raise InputError(f"no topology {name!r}: {kind}:HOSTSxGPUS has at most 8 GPUs a host and 256 in all")
     device = DEVICES[kind]
-    config = _HOPPER.format(hbm=int(device.hbm), memory=device.memory, name=_GPU_NAMES[kind])
+    cuda = "13 minor: 0" if _installed("jax_plugins.xla_cuda13") else "12 minor: 8"
+    config = _HOPPER.format(hbm=int(device.hbm), memory=device.memory, name=_GPU_NAMES[kind], cuda=cuda)
     return _described("cuda", kind, "jax-cuda12-plugin", target_config=config, topology=f"1x{sides[0]}x{sides[1]}")
 
 
