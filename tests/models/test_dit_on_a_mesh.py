@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from tiny_dit import SMALL, TALKING, conditions, latents_and_sigma, randomise
+from tiny_dit import SMALL, TALKING, conditions, latents_and_sigma, random_dit
 
 from mi_jax.mesh import make_mesh, shard_parameters
-from mi_jax.models.dit import DiT, DiTConfig
+from mi_jax.models.dit import DiTConfig
 
 HEADS = {"heads": 4, "rope_axes": (4, 4, 4)}
 TALKS = dataclasses.replace(TALKING, **HEADS)
@@ -43,7 +43,7 @@ def loss_and_gradients(graph, params, x, sigma, told):
 )
 def test_a_spread_denoiser_equals_a_whole_one(config, data, seq, ulysses):
     config = dataclasses.replace(config, ulysses=ulysses)
-    graph, params = nnx.split(randomise(DiT(config, rngs=nnx.Rngs(0))))
+    graph, params = nnx.split(random_dit(config))
     given = example(config, batch=max(data, 2))
     (_, u), expected = jax.jit(lambda *a: loss_and_gradients(graph, *a))(params, *given)
     mesh = make_mesh(data=data, seq=seq)
