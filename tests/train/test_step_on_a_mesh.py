@@ -1,6 +1,7 @@
 """A training step on eight devices is the step on one."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
@@ -73,7 +74,7 @@ def test_products_of_bf16_have_gradients_on_a_mesh():
         graph, params, _ = split_model(draw_weights(DiT, learner.dit, 0), learner)
         mesh = make_mesh(data=4, seq=2)
         with jax.set_mesh(mesh):
-            state = init_state(config, shard_parameters(params, mesh), jax.random.key(1))
+            state = jax.eval_shape(partial(init_state, config), shard_parameters(params, mesh), jax.random.key(1))
             given = jax.tree.map(lambda x: jax.device_put(x, P("data")), batch())
             text = make_step(config, graph).lower(state, {}, given).as_text()
         assert "bf16" in text
