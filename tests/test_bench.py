@@ -105,7 +105,8 @@ def test_a_bench_writes_what_it_prints(capsys, tmp_path, monkeypatch):
 
 def test_a_step_against_diffusers(capsys, monkeypatch):
     """Both have the same parameters to train: the child process runs the same model."""
-    shallow = dataclasses.replace(workloads.presets()["puppet-stage1"].dit, double_depth=1, single_depth=2, unroll=1)
+    sizes = {"width": 48, "heads": 2, "rope_axes": (4, 10, 10), "double_depth": 1, "single_depth": 2, "unroll": 1}
+    shallow = dataclasses.replace(workloads.presets()["puppet-stage1"].dit, **sizes)
     tiny = dataclasses.replace(workloads.presets()["puppet-stage1"], dit=shallow)
     monkeypatch.setattr(workloads, "presets", lambda: {"tiny": tiny})
     assert cli.main(["bench", "step", "--preset", "tiny", "--against", "diffusers", *SMALL, "--json"]) == 0
