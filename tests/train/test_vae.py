@@ -137,7 +137,7 @@ def test_scaling_factor_gives_unit_latents(fresh):
     means = np.concatenate([np.asarray(encode(clip[None])) for clip in clips])
     np.testing.assert_allclose(np.std(means * factor), 1.0, rtol=1e-4)
     with pytest.raises(ValueError, match="no clips"):
-        measure_scaling_factor(vae, [])
+        measure_scaling_factor(fresh, [])
 
 
 def test_latent_noise_is_drawn_per_example_up_to_its_bound():
