@@ -18,6 +18,12 @@ import pytest  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tests compile much and run little. LLVM's own optimisations cost more than they bring (XLA's stay on), and of the two
+# emitters of fused loops for CPUs the older one is several times as fast. Its flag is no promise, and a flag that XLA
+# does not know ends the process: it is set where it was tried.
+jax.config.update("jax_disable_most_optimizations", True)
+if jax.__version_info__[:2] == (0, 10):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -80,7 +80,10 @@ def check(result: dict, flops: float) -> None:
     assert all(math.isfinite(number) and number > 0 for number in numbers)
 
 
-def test_a_bench_writes_what_it_prints(capsys, tmp_path):
+def test_a_bench_writes_what_it_prints(capsys, tmp_path, monkeypatch):
+    vae = dataclasses.replace(VAEConfig.puppet(), widths=(12, 16, 16, 16), decoder_blocks=1)
+    preset = dataclasses.replace(workloads.presets()["puppet"], vae=vae)
+    monkeypatch.setattr(workloads, "presets", lambda: {"puppet": preset})
     assert cli.main(["bench", "vae", *SMALL, "--json", "--out", str(tmp_path / "results")]) == 0
     printed = json.loads(capsys.readouterr().out)
     (path,) = (tmp_path / "results").iterdir()
@@ -89,7 +92,6 @@ def test_a_bench_writes_what_it_prints(capsys, tmp_path):
     assert path.name.endswith("_vae_puppet_float32.json")
     encode, decode = printed["results"]
     assert (encode["work"], decode["work"], encode["sizes"]["frames"]) == ("encode", "decode", 5)
-    preset = workloads.presets()["puppet"]
     for result, count, tile in (
         (encode, workloads.vae_encode_flops, (5, 32, 48)),
         (decode, workloads.vae_decode_flops, (2, 4, 6)),
@@ -103,7 +105,8 @@ def test_a_bench_writes_what_it_prints(capsys, tmp_path):
 
 def test_a_step_against_diffusers(capsys, monkeypatch):
     """Both have the same parameters to train: the child process runs the same model."""
-    shallow = dataclasses.replace(workloads.presets()["puppet-stage1"].dit, double_depth=1, single_depth=2, unroll=1)
+    sizes = {"width": 48, "heads": 2, "rope_axes": (4, 10, 10), "double_depth": 1, "single_depth": 2, "unroll": 1}
+    shallow = dataclasses.replace(workloads.presets()["puppet-stage1"].dit, **sizes)
     tiny = dataclasses.replace(workloads.presets()["puppet-stage1"], dit=shallow)
     monkeypatch.setattr(workloads, "presets", lambda: {"tiny": tiny})
     assert cli.main(["bench", "step", "--preset", "tiny", "--against", "diffusers", *SMALL, "--json"]) == 0

@@ -76,15 +76,15 @@ class DiTConfig:
         """The toy of the same kind that this project trains: 96x96 puppets, 36 tokens a latent frame."""
         return cls(
             image_to_video=True,
-            width=176,
+            width=256,
             heads=4,
             double_depth=2,
-            single_depth=4,
+            single_depth=6,
             refiner_depth=1,
             text_dim=128,
             pooled_dim=96,
-            rope_axes=(12, 16, 16),
+            rope_axes=(16, 24, 24),
             audio=AudioEncoderConfig.puppet() if audio else None,
             remat="none",
-            unroll=2,
+            unroll=3,
         )

@@ -61,11 +61,11 @@ class VAEConfig:
     def puppet(cls) -> "VAEConfig":
         """96x96 portraits: 12x12 latents."""
         return cls(
-            widths=(64, 80, 64, 64),
+            widths=(96, 128, 128, 128),
             strides=((1, 2, 2), (2, 1, 1), (2, 1, 1)),
             decoder_strides=((2, 1, 1), (2, 1, 1), (1, 2, 2)),
             encoder_blocks=1,
-            decoder_blocks=2,
+            decoder_blocks=3,
             time_kernels=(1, 1, 1, 1),
             patch_size=4,
             norm="rms",

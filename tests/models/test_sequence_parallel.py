@@ -1,5 +1,6 @@
 """Attention spread over eight devices against the same on one, in every reading of eight as ring x ulysses."""
 
+import functools
 import math
 
 import jax
@@ -10,16 +11,17 @@ from jax.sharding import PartitionSpec as P
 
 from mi_jax.errors import InputError
 from mi_jax.mesh import make_mesh
-from mi_jax.models import sequence_parallel
-from mi_jax.models.attention import QUERY_CHUNK
+from mi_jax.models import attention, sequence_parallel
 from mi_jax.models.sequence_parallel import joint_attention, ulysses_degree
 
 B, HEADS, DIM = 2, 8, 4
+CHUNK = 16
 
 
 def streams(n: int, m: int, heads: int = HEADS):
-    keys = iter(jax.random.split(jax.random.key(0), 6))
-    make = lambda length: tuple(2.0 * jax.random.normal(next(keys), (B, length, heads, DIM)) for _ in range(3))  # noqa: E731
+    rng = np.random.default_rng(0)
+    normal = lambda length: jnp.asarray(2.0 * rng.normal(size=(B, length, heads, DIM)), jnp.float32)  # noqa: E731
+    make = lambda length: tuple(normal(length) for _ in range(3))  # noqa: E731
     return make(n), make(m)
 
 
@@ -39,14 +41,38 @@ def loss(video, text, length, valid, **options):
     return weigh(out_v) + weigh(out_t), (out_v, out_t)
 
 
-@pytest.mark.parametrize(("n", "m", "lengths"), [(24, 8, (8, 8)), (2 * QUERY_CHUNK + 3, 5, (5, 1))])
-@pytest.mark.parametrize(("data", "ulysses"), [(1, 8), (1, 4), (1, 2), (1, 1), (2, 4), (2, 2), (2, 1)])
-def test_spread_equals_whole_forwards_and_backwards(n, m, lengths, data, ulysses):
-    video, text = streams(n, m)
-    length = jnp.asarray(lengths, jnp.int32)
-    grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-    (_, whole), expected = jax.jit(lambda v, t: grad(v, t, length, n))(video, text)
+GRADIENT = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
 
+
+@pytest.fixture(scope="module", autouse=True)
+def short_chunks():
+    """Several chunks of queries where few tokens are, as 192 have where many are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "QUERY_CHUNK", CHUNK)
+        yield
+
+
+@functools.cache
+def whole(n: int, m: int, lengths: tuple[int, ...]):
+    """Results and gradients on one device."""
+    (_, results), gradients = jax.jit(lambda v, t: GRADIENT(v, t, jnp.asarray(lengths, jnp.int32), n))(*streams(n, m))
+    return results, gradients
+
+
+EVEN, PADDED = (24, 8, (8, 8)), (2 * CHUNK + 3, 5, (5, 1))
+
+
+@pytest.mark.parametrize(
+    ("data", "ulysses", "sizes"),
+    [
+        *((*degrees, PADDED) for degrees in [(1, 8), (1, 4), (1, 2), (1, 1), (2, 4), (2, 2), (2, 1)]),
+        *((*degrees, EVEN) for degrees in [(1, 8), (1, 2), (1, 1)]),  # no padding: Ulysses, both, a ring
+    ],
+)
+def test_spread_equals_whole_forwards_and_backwards(data, ulysses, sizes):
+    n, m, lengths = sizes
+    (video, text), length = streams(n, m), jnp.asarray(lengths, jnp.int32)
+    results, expected = whole(n, m, lengths)
     mesh = make_mesh(data=data, seq=8 // data)
     up = lambda size: -(-size // (8 // data)) * (8 // data)  # noqa: E731
     video, text = padded(video, up(n), 50.0), padded(text, up(m), -50.0)
@@ -54,9 +80,9 @@ def test_spread_equals_whole_forwards_and_backwards(n, m, lengths, data, ulysses
         place = lambda tree, spec: jax.tree.map(lambda x: jax.device_put(x, spec), tree)  # noqa: E731
         video, text = (place(stream, P("data", "seq")) for stream in (video, text))
         length = place(length, P("data"))
-        run = jax.jit(lambda v, t, l: grad(v, t, l, n, video_length=n, ulysses=ulysses))  # noqa: E741
+        run = jax.jit(lambda v, t, l: GRADIENT(v, t, l, n, video_length=n, ulysses=ulysses))  # noqa: E741
         (_, spread), got = run(video, text, length)
-    for one, other, size in zip(whole, spread, (n, m)):
+    for one, other, size in zip(results, spread, (n, m)):
         assert np.linalg.norm(np.asarray(other)[:, :size] - one) < 1e-5 * np.linalg.norm(one)
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(got)):
         other, size = np.asarray(other), one.shape[1]

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_avatar import draw_weights
+from tiny_dit import velocity
 
 from mi_jax.data.records import write_records
 from mi_jax.errors import InputError
 from mi_jax.models.audio_encoder import AudioEncoderConfig, cut_audio
-from mi_jax.models.dit import DiTConfig
+from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.train.curriculum import CurriculumObjective, _euler, cut_window
 from mi_jax.train.loop import train
 from mi_jax.train.objective import TrainConfig
@@ -77,8 +79,7 @@ def test_speakers_keep_their_own_sound_and_place():
     assert not window["audio_steps"][2].any()
     # A speaker who is nowhere changes nothing.
     objective = CurriculumObjective(dit=TINY, records="")
-    model = objective.init(jax.random.key(0))
-    model.double.audio.out.kernel = nnx.Param(jnp.ones_like(model.double.audio.out.kernel[...]))
+    model = draw_weights(DiT, TINY, 0)
     told = [
         {name: jnp.asarray(x)[None] for name, x in cut_window(one, rng, length=9, mid_clip=0.0, speakers=s).items()}
         for s in (1, 2)
@@ -147,10 +148,9 @@ def test_a_clip_shorter_than_the_window_is_refused():
 
 def test_total_loss_is_the_weighted_sum_of_its_parts():
     told = {name: jnp.asarray(x) for name, x in batch(2).items()}
-    parts = []
+    model, parts = draw_weights(DiT, TINY, 0), []
     for adaptive, motion in ((0.0, 0.0), (10.0, 0.0), (10.0, 2.0)):
         objective = CurriculumObjective(dit=TINY, records="", adaptive_weight=adaptive, motion_weight=motion)
-        model = objective.init(jax.random.key(0))
         loss, scalars = jax.jit(objective.loss)(model, told, jax.random.key(1))
         parts.append((jnp.mean(loss), scalars))
     (base, _), (total, scalars), (moving, more) = parts
@@ -162,7 +162,7 @@ def test_total_loss_is_the_weighted_sum_of_its_parts():
 
 
 def test_warm_start_keeps_stage_1_and_adds_audio(tmp_path, monkeypatch):
-    stage1 = CurriculumObjective(dit=dataclasses.replace(TINY, audio=None), records="").init(jax.random.key(5))
+    stage1 = draw_weights(DiT, dataclasses.replace(TINY, audio=None), 5)
     old = nnx.state(stage1)
     monkeypatch.setattr("mi_jax.train.checkpoints.load_ema_state", lambda run: old)
     stage2 = CurriculumObjective(dit=TINY, records="", init_from="stage1").init(jax.random.key(6))
@@ -171,7 +171,9 @@ def test_warm_start_keeps_stage_1_and_adds_audio(tmp_path, monkeypatch):
     x, sigma = told["latents"].astype(jnp.float32), jnp.asarray([0.3, 0.8])
     conditions = objective.conditions(stage2, told)
     np.testing.assert_allclose(
-        stage2(x, sigma, conditions), stage1(x, sigma, dataclasses.replace(conditions, audio=None)), atol=1e-6
+        velocity(stage2, x, sigma, conditions),
+        velocity(stage1, x, sigma, dataclasses.replace(conditions, audio=None)),
+        atol=1e-6,
     )
     wider = dataclasses.replace(TINY, width=48, rope_axes=(8, 8, 8))
     with pytest.raises(InputError, match="the model wants"):

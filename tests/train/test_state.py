@@ -10,9 +10,11 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from tiny_avatar import draw_weights
 from tiny_dit import TALKING
 
 from mi_jax.mesh import make_mesh, parameter_spec
+from mi_jax.models.dit import DiT
 from mi_jax.train.curriculum import CurriculumObjective
 from mi_jax.train.objective import TrainConfig
 from mi_jax.train.state import MUON_RMS, make_optimizer
@@ -64,7 +66,7 @@ def test_a_spread_model_is_drawn_and_read_where_it_stays(tmp_path):
     """What the trainer starts from on eight devices is what it starts from on one."""
     objective = CurriculumObjective(dit=TALKING, records="")
     alone = nnx.state(objective.init(jax.random.key(3)))
-    save_model(tmp_path / "start", {"dit": objective.init(jax.random.key(4))}, {}, dtype=np.float32)
+    save_model(tmp_path / "start", {"dit": draw_weights(DiT, TALKING, 4)}, {}, dtype=np.float32)
     started = dataclasses.replace(objective, init_from=str(tmp_path / "start"))
     mesh = make_mesh(data=4, seq=2)
     with jax.set_mesh(mesh):

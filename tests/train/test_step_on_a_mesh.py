@@ -1,13 +1,16 @@
 """A training step on eight devices is the step on one."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
+from tiny_avatar import draw_weights
 from tiny_dit import TALKING
 
 from mi_jax.mesh import make_mesh, shard_parameters
+from mi_jax.models.dit import DiT
 from mi_jax.train.curriculum import CurriculumObjective
 from mi_jax.train.objective import TrainConfig
 from mi_jax.train.state import init_state, make_step, split_model
@@ -48,7 +51,7 @@ def steps(config: TrainConfig, params, graph, given, place):
 def test_losses_gradients_and_parameters_are_the_same():
     """With Muon for the matrices and Adam for the rest."""
     config = TrainConfig(name="mesh", objective=OBJECTIVE, steps=3, learning_rate=1e-3, optimizer="muon", ema_decay=0.9)
-    graph, params, _ = split_model(OBJECTIVE.init(jax.random.key(0)), OBJECTIVE)
+    graph, params, _ = split_model(draw_weights(DiT, OBJECTIVE.dit, 0), OBJECTIVE)
     state, losses = steps(config, params, graph, batch(), lambda x: jax.device_put(x))
     mesh = make_mesh(data=4, seq=2)
     with jax.set_mesh(mesh):
@@ -68,10 +71,10 @@ def test_products_of_bf16_have_gradients_on_a_mesh():
     silent = dataclasses.replace(OBJECTIVE, dit=dataclasses.replace(SHALLOW, audio=None))
     for learner in (OBJECTIVE, silent):
         config = TrainConfig(name="low", objective=learner, steps=1, learning_rate=1e-3, matmul_precision="bfloat16")
-        graph, params, _ = split_model(learner.init(jax.random.key(0)), learner)
+        graph, params, _ = split_model(draw_weights(DiT, learner.dit, 0), learner)
         mesh = make_mesh(data=4, seq=2)
         with jax.set_mesh(mesh):
-            state = init_state(config, shard_parameters(params, mesh), jax.random.key(1))
+            state = jax.eval_shape(partial(init_state, config), shard_parameters(params, mesh), jax.random.key(1))
             given = jax.tree.map(lambda x: jax.device_put(x, P("data")), batch())
             text = make_step(config, graph).lower(state, {}, given).as_text()
         assert "bf16" in text

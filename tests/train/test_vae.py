@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from tiny_avatar import draw_weights
 
 from mi_jax.models.vae import VAE, VAEConfig
 from mi_jax.train.objective import TrainConfig
@@ -17,6 +18,12 @@ from mi_jax.weights.native import save_model
 
 TINY = dataclasses.replace(VAEConfig.puppet(), widths=(12, 16, 16, 16), latent_channels=4)
 OBJECTIVE = VAEObjective(vae=TINY, batch_size=2, frames=5, size=32, seconds=0.68)
+
+
+@pytest.fixture(scope="module")
+def fresh() -> VAE:
+    """As training begins, compiled as one program."""
+    return jax.jit(OBJECTIVE.init)(jax.random.key(0))
 
 
 def example(seed=0, b=2, f=5, size=32):
@@ -67,22 +74,21 @@ def test_psnr_of_known_errors():
     np.testing.assert_allclose(psnr(jnp.float32([4.0, 0.04, 0.004])), [0.0, 20.0, 30.0], atol=1e-5)
 
 
-def test_loss_is_per_example_and_independent_of_the_others():
-    model, batch, key = OBJECTIVE.init(jax.random.key(0)), example(), jax.random.key(1)
-    loss, scalars = jax.jit(OBJECTIVE.loss)(model, batch, key)
+def test_loss_is_per_example_and_independent_of_the_others(fresh):
+    batch, key, compiled = example(), jax.random.key(1), jax.jit(OBJECTIVE.loss)
+    loss, scalars = compiled(fresh, batch, key)
     assert loss.shape == (2,)
     changed = {name: x.copy() for name, x in batch.items()}
     changed["video"][1] = 255 - changed["video"][1]
-    again, _ = jax.jit(OBJECTIVE.loss)(model, changed, key)
+    again, _ = compiled(fresh, changed, key)
     np.testing.assert_allclose(again[0], loss[0], rtol=1e-5)
     assert abs(float(again[1] - loss[1])) > 1e-4
     total = scalars["pixels"] + OBJECTIVE.detail_weight * scalars["detail"] + OBJECTIVE.kl_weight * scalars["kl"]
     np.testing.assert_allclose(loss.mean(), total, rtol=1e-5)
 
 
-def test_training_reduces_the_loss():
-    model = OBJECTIVE.init(jax.random.key(0))
-    graph, params = nnx.split(model)
+def test_training_reduces_the_loss(fresh):
+    graph, params = nnx.split(fresh)
     optimiser = optax.adamw(2e-3)
     batch = jax.tree.map(jnp.asarray, example())
 
@@ -116,22 +122,22 @@ def test_dataset_is_the_same_every_time_and_fits_the_loss():
     assert np.abs(next(iter(OBJECTIVE.dataset(4)))["video"].astype(int) - a["video"]).mean() > 1
 
 
-def test_sample_shows_truth_beside_reconstruction():
+def test_sample_shows_truth_beside_reconstruction(fresh):
     batch = example()
-    picture = OBJECTIVE.sample(OBJECTIVE.init(jax.random.key(0)), batch, jax.random.key(1))["reconstruction"]
+    picture = OBJECTIVE.sample(fresh, batch, jax.random.key(1))["reconstruction"]
     assert picture.shape == (5, 64, 64, 3)
     assert picture.dtype == np.uint8
     np.testing.assert_array_equal(picture[:, 32:, :32], batch["video"][1])
 
 
-def test_scaling_factor_gives_unit_latents():
-    vae: VAE = OBJECTIVE.init(jax.random.key(0))
+def test_scaling_factor_gives_unit_latents(fresh):
     clips = [example(seed)["video"][0] for seed in range(3)]
-    factor = measure_scaling_factor(vae, clips)
-    means = np.concatenate([np.asarray(vae.encode(to_unit(jnp.asarray(clip[None])))[0]) for clip in clips])
+    factor = measure_scaling_factor(fresh, clips)
+    encode = jax.jit(lambda clip: fresh.encode(to_unit(clip))[0])
+    means = np.concatenate([np.asarray(encode(clip[None])) for clip in clips])
     np.testing.assert_allclose(np.std(means * factor), 1.0, rtol=1e-4)
     with pytest.raises(ValueError, match="no clips"):
-        measure_scaling_factor(vae, [])
+        measure_scaling_factor(fresh, [])
 
 
 def test_latent_noise_is_drawn_per_example_up_to_its_bound():
@@ -180,7 +186,7 @@ def test_larger_latents_do_not_outgrow_their_noise():
 
 def test_a_decoder_trained_alone_decodes_the_same_latents(tmp_path):
     """From a model folder, one step: what encodes keeps its bits, what decodes moves."""
-    start = VAE(TINY, rngs=nnx.Rngs(7))
+    start = draw_weights(VAE, TINY, 7)
     save_model(tmp_path / "model", {"vae": start}, {}, dtype=np.float32)
     objective = dataclasses.replace(OBJECTIVE, init_from=str(tmp_path / "model"), decoder_only=True)
     config = TrainConfig(name="decoder", objective=objective, steps=1, learning_rate=1e-2)
