@@ -83,7 +83,8 @@ def test_a_pool_keeps_the_records_dtypes_and_each_clips_length(clips, pool):
 
 def test_draws_have_the_shares_of_the_config_and_stay_within_the_clip(clips, pool):
     """Of 4,000 windows, each share to four standard deviations."""
-    drawn = draw_windows(pool, jax.random.key(0), length=5, batch=4000, mid_clip=0.3, whole_mask=0.2)
+    draw = jax.jit(draw_windows, static_argnames=("length", "batch", "mid_clip", "face_masked", "whole_mask"))
+    drawn = draw(pool, jax.random.key(0), length=5, batch=4000, mid_clip=0.3, whole_mask=0.2)
     within = lambda share, n: pytest.approx(share, abs=4 * (share * (1 - share) / n) ** 0.5)  # noqa: E731
     first = np.stack([clip["portrait"].ravel()[0] for clip in clips]).astype(np.float32)
     clip = np.argmin(np.abs(np.asarray(drawn["portrait"])[:, 0, 0, :1] - first), axis=1)
@@ -101,7 +102,7 @@ def test_draws_have_the_shares_of_the_config_and_stay_within_the_clip(clips, poo
             assert (starts[own] == start).mean() == within(0.3 / room, own.sum())
         assert whole[own].mean() == within(0.2 if voices == 1 else 0.0, own.sum())
     np.testing.assert_array_equal(np.asarray(drawn["is_start"]), starts == 0)
-    unmasked = draw_windows(pool, jax.random.key(0), length=5, batch=64, mid_clip=0.3, face_masked=False)
+    unmasked = draw(pool, jax.random.key(0), length=5, batch=64, mid_clip=0.3, face_masked=False)
     told = np.asarray(unmasked["audio_mask"])
     assert set(told.min((2, 3)).sum(1)) == {1, 2}  # everywhere, of those who are there
     np.testing.assert_array_equal(told.min((2, 3)), told.max((2, 3)))
