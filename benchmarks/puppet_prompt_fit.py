@@ -25,7 +25,8 @@ from mi_jax.data.puppet_prompts import write_prompt
 from mi_jax.data.puppets import draw, generators
 from mi_jax.diffusion import add_noise, velocity_target
 from mi_jax.models.dit import DiT
-from mi_jax.train.curriculum import CurriculumObjective, cut_window
+from mi_jax.train.curriculum import CurriculumObjective
+from mi_jax.train.windows import cut_window
 
 LEVELS = (0.3, 0.5, 0.7, 0.85, 0.95)
 EASED = 4  # latent frames in which expression and motion have hardly begun

@@ -10,13 +10,15 @@ from mi_jax.errors import InputError
 def train(argv: Sequence[str]) -> None:
     """Trains the experiment of a config file; a run that was stopped goes on where it was.
 
-    mi-jax train CONFIG.py [--out DIR] [--distributed auto|HOST:PORT,COUNT,INDEX] [--steps 1000 --objective.shift 5 ...]
+    mi-jax train CONFIG.py [--out DIR] [--distributed auto|HOST:PORT,COUNT,INDEX] [--on-device STEPS]
+                           [--steps 1000 --objective.shift 5 ...]
 
     --out DIR is where checkpoints, logs and samples go (default runs/NAME), for all processes of a run the same folder.
     --distributed joins the processes of a run on several hosts, each started with the same command: `auto` where JAX
     knows the cluster (TPU pods, Slurm, Open MPI, Kubernetes), else process 0's address, the number of processes and
     which of them this one is. Every other option overrides a field of the config: `mi-jax train CONFIG.py --help` lists
-    them.
+    them. One of them, --on-device 10, holds all records in the device's memory and takes 10 optimiser steps a call: on
+    a GPU a small model is otherwise done before the host has its next batch.
     """
     if not argv:
         raise InputError("no config (mi-jax train --help tells more)")

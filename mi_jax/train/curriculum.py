@@ -18,7 +18,6 @@ from mi_jax.data.records import RecordSource
 from mi_jax.diffusion import euler_step, sample_sigma, sigma_schedule
 from mi_jax.errors import InputError
 from mi_jax.mesh import spec_of
-from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.tiling import decode_latents
 from mi_jax.models.vae import VAE
@@ -26,6 +25,7 @@ from mi_jax.sample.folders import load_part, part_config
 from mi_jax.train.checkpoints import warm_start
 from mi_jax.train.flow import adaptive_loss, base_loss, condition_dropout, motion_loss, squared_error
 from mi_jax.train.state import sharded_init
+from mi_jax.train.windows import cut_window, draw_windows, stack_clips
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,9 +70,7 @@ class CurriculumObjective:
     def dataset(self, seed: int, share: int = 0, shares: int = 1) -> grain.MapDataset:
         """Batches of windows, any step of which can be drawn on its own; the mixture of lengths is fixed by
         the seed."""
-        folders = [self.records] if isinstance(self.records, str) else self.records
-        sources = _open_records(folders, max(length for length, _ in self.windows))
-        records = grain.MapDataset.concatenate([grain.MapDataset.source(source) for source in sources])
+        records = grain.MapDataset.concatenate([grain.MapDataset.source(source) for source in self._sources()])
         kinds = []
         for i, (length, batch) in enumerate(self.windows):
             cut = functools.partial(
@@ -86,6 +84,36 @@ class CurriculumObjective:
             clips = records.seed(seed + i).shuffle().repeat()
             kinds.append(batches(clips.random_map(cut), batch, share, shares))
         return grain.MapDataset.mix(kinds, weights=self.window_weights) if len(kinds) > 1 else kinds[0]
+
+    def pool(self) -> dict[str, np.ndarray]:
+        """All clips of the records, for `draw` (`windows.stack_clips`)."""
+        speakers = self.speakers if self.dit.audio else 0
+        return stack_clips(self._sources(), longest_window=self._longest, speakers=speakers)
+
+    def kinds(self) -> tuple[float, ...]:
+        """Shares of the `windows` in training."""
+        return self.window_weights if len(self.windows) > 1 else (1.0,)
+
+    def draw(self, pool: dict[str, Array], key: Key[Array, ""], kind: int) -> dict[str, Array]:
+        """A batch of `windows[kind]` out of the pool, on the device. Unlike `dataset`, which deals out all clips
+        before any comes again, every window is of a random clip."""
+        length, batch = self.windows[kind]
+        return draw_windows(
+            pool,
+            key,
+            length=length,
+            batch=batch,
+            mid_clip=self.mid_clip,
+            face_masked=self.face_masked,
+            whole_mask=self.whole_mask,
+        )
+
+    @property
+    def _longest(self) -> int:
+        return max(length for length, _ in self.windows)
+
+    def _sources(self) -> list[RecordSource]:
+        return _open_records([self.records] if isinstance(self.records, str) else self.records, self._longest)
 
     def loss(
         self, model: DiT, batch: dict[str, Array | np.ndarray], key: Key[Array, ""]
@@ -182,46 +210,3 @@ def _open_records(folders: Sequence[str], longest: int) -> list[RecordSource]:
                 f"{leaves.get(odd[0])}, there {first.get(odd[0])}"
             )
     return sources
-
-
-def cut_window(
-    record: dict[str, np.ndarray],
-    rng: np.random.Generator,
-    *,
-    length: int,
-    mid_clip: float,
-    speakers: int,
-    face_masked: bool = True,
-    whole_mask: float = 0.0,
-):
-    """A window of `length` latent frames: at the clip's start, or (with probability `mid_clip`) anywhere after it.
-
-    Beside the faces' region [h w], for the loss, stands where each speaker's audio may act [s h w]: the own face, or
-    (not `face_masked`, or for one alone by the chance of `whole_mask`) everywhere. Without `speakers` there is no
-    audio.
-    """
-    frames = record["latents"].shape[0]
-    room = frames - length
-    if room < 0:
-        raise InputError(f"a record has {frames} latent frames, a window {length}: prepare longer clips")
-    start = int(rng.integers(1, room + 1)) if room > 0 and rng.random() < mid_clip else 0
-    window = {
-        "latents": record["latents"][start : start + length],
-        "portrait": record["portrait"].astype(np.float32),
-        "is_start": np.float32(start == 0),
-        "face_mask": record["face_mask"].max(0).astype(np.float32),
-    }
-    for name in ("text_tokens", "text_mask", "text_pooled", "image_tokens"):
-        if name in record:
-            window[name] = record[name]
-    if speakers:
-        found = len(record["audio_hidden"])
-        if found > speakers:
-            raise InputError(f"a record has {found} speakers, the objective takes {speakers} (--objective.speakers)")
-        empty = ((0, speakers - found), (0, 0), (0, 0))
-        steps = np.stack([cut_audio(hidden, start, length) for hidden in record["audio_hidden"]])
-        window["audio_steps"] = np.pad(steps, ((0, speakers - found), (0, 0), (0, 0), (0, 0)))
-        everywhere = not face_masked or (found == 1 and rng.random() < whole_mask)
-        masks = np.ones_like(record["face_mask"]) if everywhere else record["face_mask"]
-        window["audio_mask"] = np.pad(masks, empty).astype(np.float32)
-    return window

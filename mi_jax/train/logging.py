@@ -27,9 +27,9 @@ class RunLog:
         self._columns = _drop_rows_after(self._csv, start)
         self._bar = tqdm(total=steps, initial=start, desc=name, unit="step", smoothing=0.05, dynamic_ncols=True)
 
-    def progress(self) -> None:
-        """One more step is done."""
-        self._bar.update(1)
+    def progress(self, steps: int = 1) -> None:
+        """So many more steps are done."""
+        self._bar.update(steps)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One log line, of the state after `step` steps."""

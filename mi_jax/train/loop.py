@@ -27,7 +27,8 @@ from mi_jax.mesh import gather_parameters, make_mesh, on_mesh, shard_parameters
 from mi_jax.train import checkpoints as ckpt
 from mi_jax.train.logging import RunLog
 from mi_jax.train.objective import TrainConfig
-from mi_jax.train.state import TrainState, init_state, make_step, split_model
+from mi_jax.train.pool import check_pool, kind_of_call, pool_on
+from mi_jax.train.state import TrainState, init_state, make_step, make_steps, split_model
 
 
 def train(config: TrainConfig, out_dir: str | pathlib.Path) -> TrainState:
@@ -36,12 +37,13 @@ def train(config: TrainConfig, out_dir: str | pathlib.Path) -> TrainState:
     Writes under `out_dir`: config.json, checkpoints/, tensorboard/, metrics.csv. A run that was killed and started
     again ends with the same bits as one that was not: the state holds the key, the checkpoint the place in the data.
     SIGTERM, which schedulers send before they take a machine back, ends a run after the step under way, with a
-    checkpoint.
+    checkpoint. With `config.on_device` all of this holds for calls of several steps.
 
     Raises:
       SystemExit: of code 143, after a SIGTERM.
       InputError: `out_dir` cannot be written or holds checkpoints of another config; the dataset ends, or its batch
-        does not divide over the devices; what samples need is not there.
+        does not divide over the devices; what samples need is not there; there is no pool to train from on the
+        device, or it does not fit.
     """
     mesh = make_mesh(seq=config.seq)
     with on_mesh(mesh):
@@ -51,6 +53,7 @@ def train(config: TrainConfig, out_dir: str | pathlib.Path) -> TrainState:
 def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState:
     objective = config.objective
     chief = jax.process_index() == 0
+    check_pool(config)
     if config.sample_every and hasattr(objective, "check_sample"):
         objective.check_sample()
 
@@ -59,7 +62,7 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
     graph, params, frozen = split_model(objective.init(init_key), objective)
     params, frozen = shard_parameters(params, mesh), shard_parameters(frozen, mesh)
     state = jax.jit(lambda params, key: init_state(config, params, key))(params, step_key)
-    step_fn = make_step(config, graph)
+    step_fn = make_steps(config, graph) if config.on_device else make_step(config, graph)
     del params
 
     # --- Checkpoints: go on where the last one stands
@@ -86,38 +89,42 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
     sample = getattr(objective, "sample", None) if config.sample_every else None
     indexed = isinstance(dataset, grain.MapDataset)
     preview = arrays_of(dataset[0] if indexed else next(iter(dataset))) if sample else None
-    if indexed:
-        # A step is a batch, so the step says where to go on, with any number of workers.
-        dataset = dataset[start:]
-        threads = 1 if config.workers else min(16, os.cpu_count() or 1)
-        # Grain's own default reads 500 batches ahead: gigabytes, when a batch is video.
-        dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers), _end_with_parent)
-    iterator = iter(dataset)
-    if place is not None and not indexed:
-        iterator.set_state(place)
+    pool = iterator = None
+    if config.on_device:
+        pool, kinds = pool_on(mesh, objective), objective.kinds()
+    else:
+        iterator = _read_ahead(dataset, config.workers, start, place)
+    by_step = indexed or config.on_device  # the step alone says where to go on
 
-    # --- The loop. It reads step k's numbers only after step k + 1 is under way, so the devices never wait for the log.
+    # --- The loop. It reads a call's numbers only after the next one is under way, so the devices never wait for the
+    # log. A call is one step, or `on_device` of them.
     log = RunLog(out_dir, config.name, start, config.steps) if chief else None
     pending, interval, clock = [], [], None
     try:
         with _sigterm() as asked_to_stop:
-            for step in range(start, config.steps):
-                batch = to_devices(_next(iterator, step), mesh, shares)
+            each = config.on_device or 1
+            done = start
+            while (step := done) < config.steps:
+                call = step // each
+                done = min((call + 1) * each, config.steps)
+                if pool is None:
+                    told = (to_devices(_next(iterator, step), mesh, shares),)
+                else:
+                    told = pool, kind_of_call(config.seed, call, kinds), done - step
                 with jax.transfer_guard_host_to_device("disallow"):
-                    state, metrics = step_fn(state, frozen, batch)
-                done, last, stop = step + 1, step + 1 == config.steps, asked_to_stop(step + 1)
-                saving = done % config.checkpoint_every == 0 or last or stop
+                    state, metrics = step_fn(state, frozen, *told)
+                last, stop = done == config.steps, asked_to_stop(call + 1)
+                saving = _due(config.checkpoint_every, step, done) or last or stop
                 clock = clock or (done, time.perf_counter())  # from here on: compiling is not speed
-                pending.append((done, metrics))
+                pending.append((step, done, metrics))
 
                 # What a checkpoint holds is logged before: a run that goes on from it has the whole log.
                 while len(pending) > (0 if saving else 1):
-                    count, values = pending.pop(0)
-                    interval.append({name: float(value) for name, value in jax.device_get(values).items()})
+                    before, count, values = pending.pop(0)
+                    interval += _each_step(jax.device_get(values))
                     if log:
-                        log.progress()
-                    if count % config.log_every == 0 or count == config.steps:
+                        log.progress(count - before)
+                    if _due(config.log_every, before, count) or count == config.steps:
                         now = time.perf_counter()
                         speed = (count - clock[0]) / (now - clock[1])
                         if log:
@@ -125,8 +132,8 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
                         interval, clock = [], (count, now)
 
                 if saving:
-                    ckpt.save(checkpoints, done, state, {"batches": done} if indexed else iterator.get_state())
-                if sample and (done % config.sample_every == 0 or last):
+                    ckpt.save(checkpoints, done, state, {"batches": done} if by_step else iterator.get_state())
+                if sample and (_due(config.sample_every, step, done) or last):
                     averaged = gather_parameters((state.ema, frozen))  # all processes take part in it
                     if log:
                         here = jax.tree.map(lambda leaf: leaf.addressable_data(0), (averaged, step_key))
@@ -146,8 +153,9 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
 
 @contextlib.contextmanager
 def _sigterm() -> Iterator[Callable[[int], bool]]:
-    """Gives a function of the steps done: whether all processes are to stop there, because one was sent SIGTERM."""
-    if jax.process_count() > 1:  # jax.distributed listens for the signal itself, and agrees on the step
+    """Gives a function of the calls done: whether all processes are to stop there, because one was sent SIGTERM.
+    They are counted one by one, for what processes agree on is the next number after the highest."""
+    if jax.process_count() > 1:  # jax.distributed listens for the signal itself, and agrees on the call
         yield multihost_utils.reached_preemption_sync_point
         return
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
@@ -159,6 +167,21 @@ def _sigterm() -> Iterator[Callable[[int], bool]]:
         yield lambda step: received.is_set()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _read_ahead(dataset: grain.MapDataset | grain.IterDataset, workers: int, start: int, place: Any) -> Any:
+    """The batches from step `start` on: by their number, or (an `IterDataset`'s) from where `place` says."""
+    if isinstance(dataset, grain.MapDataset):
+        # A step is a batch, so the step says where to go on, with any number of workers.
+        threads = 1 if workers else min(16, os.cpu_count() or 1)
+        # Grain's own default reads 500 batches ahead: gigabytes, when a batch is video.
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        dataset = dataset[start:].to_iter_dataset(options)
+        return iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _end_with_parent))
+    iterator = iter(dataset)
+    if place is not None:
+        iterator.set_state(place)
+    return iterator
 
 
 def _end_with_parent(*_: int) -> None:
@@ -196,6 +219,17 @@ def arrays_of(batch: dict[str, Any]) -> dict[str, np.ndarray]:
     return {
         name: x for name, x in batch.items() if isinstance(x, np.ndarray) and x.ndim and x.dtype.kind not in "OSUMm"
     }
+
+
+def _due(every: int, before: int, done: int) -> bool:
+    """Whether a multiple of `every` lies among the steps after `before` up to `done`."""
+    return done // every > before // every
+
+
+def _each_step(metrics: dict[str, np.ndarray]) -> list[dict[str, float]]:
+    """The numbers of each step of a call: [count] of several, scalars of one."""
+    rows = zip(*map(np.atleast_1d, metrics.values()), strict=True)
+    return [dict(zip(metrics, map(float, row), strict=True)) for row in rows]
 
 
 def summarise(interval: list[dict[str, float]]) -> dict[str, float]:

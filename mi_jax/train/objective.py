@@ -16,12 +16,16 @@ from mi_jax.errors import InputError
 class Objective(Protocol):
     """A model, its data and its loss. Implementations are frozen, keyword-only dataclasses, part of the config.
 
-    Three members are optional:
+    Some members are optional:
       sample(model, batch, key) -> dict[str, np.ndarray]: uint8 pictures [H W 3] or videos [f H W 3] to look at while
         training. `batch` holds NumPy arrays: the dataset's first batch, the same one every time.
       check_sample() -> None: raises InputError where something that `sample` needs is missing; asked before step 0.
       trainable(path) -> bool: whether the parameter at this path of the module (a tuple of names and indices) is
         trained; the others keep the values that `init` gave them. Without it every `nnx.Param` is trained.
+      pool() -> dict[str, np.ndarray], kinds() -> tuple[float, ...], draw(pool, key, kind) -> dict[str, jax.Array]:
+        all three, for `TrainConfig.on_device`. The pool is all of the training set, to lie whole in the memory of every
+        device; kinds are the shares of the kinds of batches (one program each); `draw` is jittable but for `kind`, a
+        number: one batch as `loss` takes it, by the key alone, spread over the mesh's `data`.
     """
 
     def init(self, key: jax.Array) -> nnx.Module:
@@ -67,6 +71,10 @@ class TrainConfig(Generic[O]):
     workers: processes that read ahead and make batches, where the dataset is a `MapDataset`; 0 leaves it to threads.
     checkpoint_every, keep: steps between checkpoints, and how many of them stay.
     log_every, sample_every: steps between log lines (means over the interval) and between samples; 0 samples never.
+    on_device: optimiser steps a call, their batches drawn on the device out of a pool of all training data that lies in
+      its memory (for objectives that have one); 0 reads batches on the host, one a step. Calls end at the multiples of
+      it and at `steps`; checkpoints, log lines and samples fall due at the end of the call in which their step lies.
+      Each call draws one kind of batch, so the last call of a run, where it is shorter, compiles a program of its own.
     """
 
     name: str
@@ -91,6 +99,7 @@ class TrainConfig(Generic[O]):
     keep: int = 2
     log_every: int = 10
     sample_every: int = 500
+    on_device: int = 0
 
     def __post_init__(self):
         at_least = {
@@ -103,6 +112,7 @@ class TrainConfig(Generic[O]):
             "keep": 1,
             "log_every": 1,
             "sample_every": 0,
+            "on_device": 0,
         }
         for field, least in at_least.items():
             if getattr(self, field) < least:

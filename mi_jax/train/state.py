@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import PartitionSpec as P
@@ -18,6 +19,9 @@ from mi_jax.train.objective import Objective, TrainConfig, learning_rate
 
 MUON_RMS = 0.2
 """Scale of Muon's updates, about that of Adam's, so that one learning rate serves both (Liu et al., 2502.16982)."""
+
+NO_STEP = np.uint32(0xFFFF_FFFF)
+"""A step that no run reaches: what is folded into the run's key there is folded into it nowhere else."""
 
 
 @jax.tree_util.register_dataclass
@@ -151,6 +155,35 @@ def _accumulated(grad: Callable, parts: int, params: Any, frozen: Any, batch: di
 
 def make_step(config: TrainConfig, graph: Any) -> Callable:
     """`step(state, frozen, batch) -> (state, metrics)`, jitted; `state` is donated. Compiled once per batch shape."""
+    return jax.jit(_step_of(config, graph), donate_argnums=0)
+
+
+def make_steps(config: TrainConfig, graph: Any) -> Callable:
+    """`steps(state, frozen, pool, kind, count) -> (state, metrics)`, jitted: `count` steps of `make_step` in one call,
+    each on a batch that the objective draws out of `pool`; metrics [count]. `state` is donated. Compiled once per kind
+    and count.
+
+    What step k draws depends on the run's key and k alone.
+    """
+    step = _step_of(config, graph)
+
+    @partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
+    def steps(state: TrainState, frozen: Any, pool: dict[str, jax.Array], kind: int, count: int):
+        def one(state, _):
+            return step(state, frozen, config.objective.draw(pool, draw_key(state), kind))
+
+        return jax.lax.scan(one, state, length=count)
+
+    return steps
+
+
+def draw_key(state: TrainState) -> jax.Array:
+    """The key that the next step's batch is drawn with; none of the loss's."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(state.key), NO_STEP), state.step)
+
+
+def _step_of(config: TrainConfig, graph: Any) -> Callable:
+    """The optimiser step itself, for a call of one or a scan over several."""
     optimizer, rate = make_optimizer(config), learning_rate(config)
 
     def mean_loss(params, frozen, batch, key):
@@ -183,4 +216,4 @@ def make_step(config: TrainConfig, graph: Any) -> Callable:
         )
         return new, {"loss": loss, "grad_norm": norm, "learning_rate": lr, "skipped": skipped, **extras}
 
-    return jax.jit(step, donate_argnums=0)
+    return step

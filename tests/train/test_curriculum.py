@@ -11,35 +11,18 @@ import pytest
 from flax import nnx
 from tiny_avatar import draw_weights
 from tiny_dit import velocity
+from tiny_records import TINY, record
 
 from mi_jax.data.records import write_records
 from mi_jax.errors import InputError
-from mi_jax.models.audio_encoder import AudioEncoderConfig, cut_audio
-from mi_jax.models.dit import DiT, DiTConfig
-from mi_jax.train.curriculum import CurriculumObjective, _euler, cut_window
+from mi_jax.models.audio_encoder import cut_audio
+from mi_jax.models.dit import DiT
+from mi_jax.train.curriculum import CurriculumObjective, _euler
 from mi_jax.train.loop import train
 from mi_jax.train.objective import TrainConfig
+from mi_jax.train.windows import cut_window
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-AUDIO = AudioEncoderConfig(input_dim=8, layers=2, width=16, heads=2, depth=1)
-TINY = DiTConfig(
-    image_to_video=True, width=32, heads=2, double_depth=2, single_depth=4, text_dim=12, pooled_dim=6,
-    rope_axes=(4, 6, 6), latent_channels=4, audio=AUDIO,
-)  # fmt: skip
-
-
-def record(rng: np.random.Generator, t: int = 9, speakers: int = 1) -> dict[str, np.ndarray]:
-    half = lambda *shape: rng.normal(size=shape).astype(np.float16)  # noqa: E731
-    return {
-        "latents": half(t, 4, 4, 4),
-        "portrait": half(4, 4, 4),
-        "face_mask": np.stack([np.arange(16).reshape(4, 4) % 3 == k for k in range(speakers)]).astype(np.float32),
-        "audio_hidden": half(speakers, 2 * (4 * (t - 1) + 1), 2, 8),
-        "image_tokens": half(2, 12),
-        "text_tokens": half(5, 12),
-        "text_mask": np.arange(5) < 3,
-        "text_pooled": half(6),
-    }
 
 
 def batch(b: int, t: int = 3) -> dict[str, np.ndarray]:
