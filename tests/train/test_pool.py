@@ -156,7 +156,10 @@ def test_kinds_come_in_their_shares():
 
 def test_killed_and_resumed_is_bitwise_the_unbroken_run(tmp_path, unbroken):
     whole, state = unbroken
-    first = subprocess.run([sys.executable, __file__, str(tmp_path)], capture_output=True, text=True)
+    alike = os.environ | {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"
+    }  # as here (conftest): the same program has the same bits
+    first = subprocess.run([sys.executable, __file__, str(tmp_path)], env=alike, capture_output=True, text=True)
     assert first.returncode == -signal.SIGKILL, first.stderr
     assert checkpoints(tmp_path)
     assert max(checkpoints(tmp_path)) in (8, 12)  # 12 only where its write was done in time
