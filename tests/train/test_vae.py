@@ -10,10 +10,11 @@ import pytest
 from flax import nnx
 from tiny_avatar import draw_weights
 
+from mi_jax.models.lpips import load_lpips, lpips
 from mi_jax.models.vae import VAE, VAEConfig
 from mi_jax.train.objective import TrainConfig
 from mi_jax.train.state import init_state, make_step, split_model
-from mi_jax.train.vae import VAEObjective, measure_scaling_factor, mouth_disc, psnr, to_unit, weighted_l1
+from mi_jax.train.vae import VAEObjective, measure_scaling_factor, mouth_disc, mouths, psnr, to_unit, weighted_l1
 from mi_jax.weights.native import save_model
 
 TINY = dataclasses.replace(VAEConfig.puppet(), widths=(12, 16, 16, 16), latent_channels=4)
@@ -30,7 +31,7 @@ def example(seed=0, b=2, f=5, size=32):
     rng = np.random.default_rng(seed)
     return {
         "video": np.repeat(np.repeat(rng.integers(0, 256, (b, f, size // 8, size // 8, 3), np.uint8), 8, 2), 8, 3),
-        "mouth": np.tile(np.float32([0.05, 0.2, 0.5, 0.75]), (b, f, 1)),
+        "mouth": np.tile(np.float32([0.05, 0.2, 0.5, 0.75]), (b, 1, f, 1)),
         "mask": np.ones((b, size, size), bool),
     }
 
@@ -114,7 +115,7 @@ def test_dataset_is_the_same_every_time_and_fits_the_loss():
     a, b = next(first), next(again)
     assert a["video"].shape == (2, 5, 32, 32, 3)
     assert a["video"].dtype == np.uint8
-    assert a["mouth"].shape == (2, 5, 4)
+    assert a["mouth"].shape == (2, 2, 5, 4)
     assert a["mask"].shape == (2, 32, 32)
     for name in a:
         np.testing.assert_array_equal(a[name], b[name])
@@ -161,6 +162,65 @@ def test_latent_noise_is_drawn_per_example_up_to_its_bound():
     levels = jnp.std(seen[0] - clean, axis=(1, 2, 3, 4)) / jnp.std(clean)
     assert 0.0 < float(levels.min()) < 0.15 < float(levels.max()) <= 0.305
     assert len(set(np.round(levels, 3).tolist())) == 6
+
+
+class Identity(VAE):
+    """Latents are pixels, so that the loss of what is decoded can be written down."""
+
+    def __init__(self, wrong: float = 0.0):
+        self.wrong = wrong
+
+    def encode(self, video):
+        return video, jnp.full(video.shape, -100.0)
+
+    def decode(self, latents):
+        return latents + self.wrong
+
+
+def test_half_size_examples_are_judged_at_half_the_size():
+    """A quarter of 4 examples is one: its latents and its video are both averaged over 2x2, so a perfect decoder owes
+    nothing there, and one that is wrong by a constant owes that constant, of both sizes alike."""
+    objective = dataclasses.replace(OBJECTIVE, half_size=0.25, kl_weight=0.0)
+    batch = {name: jnp.asarray(x) for name, x in example(b=4).items()}
+    loss, scalars = objective.loss(Identity(), batch, jax.random.key(0))
+    np.testing.assert_allclose(loss, 0.0, atol=1e-6)
+    loss, scalars = objective.loss(Identity(0.25), batch, jax.random.key(0))
+    np.testing.assert_allclose(loss, 0.25, rtol=1e-4)
+    np.testing.assert_allclose(scalars["half_size"], 0.25, rtol=1e-4)
+    all_whole, _ = dataclasses.replace(objective, half_size=0.0).loss(Identity(0.25), batch, jax.random.key(0))
+    np.testing.assert_allclose(all_whole, loss, rtol=1e-4)
+
+
+def test_the_perceptual_term_is_lpips_of_frames_of_each_example():
+    """Still videos: whichever frames are drawn, the distance is that of the picture and what is decoded of it."""
+    batch = {name: jnp.asarray(x) for name, x in example(b=2).items()}
+    batch["video"] = jnp.repeat(batch["video"][:, :1], 5, axis=1)
+    plain = dataclasses.replace(OBJECTIVE, kl_weight=0.0)
+    both = dataclasses.replace(plain, perceptual_weight=0.5, perceptual_blocks=2)
+    with_it, scalars = both.loss(Identity(0.1), batch, jax.random.key(0))
+    without, _ = plain.loss(Identity(0.1), batch, jax.random.key(0))
+    first = to_unit(batch["video"][:, 0])
+    expected = lpips(first, first + 0.1, load_lpips(2))
+    np.testing.assert_allclose(with_it - without, 0.5 * expected, rtol=1e-3)
+    np.testing.assert_allclose(scalars["lpips"], expected.mean(), rtol=1e-3)
+
+
+def test_both_mouths_count_and_an_absent_one_does_not():
+    one = np.tile(np.float32([0.05, 0.2, 0.25, 0.75]), (1, 1, 1, 1))
+    other = np.tile(np.float32([0.05, 0.2, 0.75, 0.75]), (1, 1, 1, 1))
+    absent = np.zeros_like(one)
+    disc = lambda m: np.asarray(mouth_disc(jnp.asarray(m[:, 0]), (40, 40), 0.5))  # noqa: E731
+    both = mouths(jnp.asarray(np.concatenate([one, other], 1)), (40, 40), 0.5)
+    np.testing.assert_allclose(both, np.maximum(disc(one), disc(other)), rtol=1e-6)
+    alone = mouths(jnp.asarray(np.concatenate([one, absent], 1)), (40, 40), 0.5)
+    np.testing.assert_allclose(alone, disc(one), rtol=1e-6)
+
+
+def test_duets_are_drawn_with_both_mouths():
+    objective = dataclasses.replace(OBJECTIVE, duets=0.9, batch_size=4)
+    mouth = next(iter(objective.dataset(0)))["mouth"]
+    assert mouth.shape == (4, 2, 5, 4)
+    assert (mouth[:, 1, :, 1] > 0).all(axis=1).sum() >= 2
 
 
 def test_larger_latents_do_not_outgrow_their_noise():
