@@ -1,0 +1,69 @@
+"""The GPU queue's scripts at toy size on a CPU: what is rehearsed here needs no minute of a GPU to find its typos."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_avatar import draw_weights
+
+from mi_jax.models.dit import DiT
+from mi_jax.models.vae import VAE
+from mi_jax.sample.folders import load_encoders, load_part, save_avatar
+
+QUEUE = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"
+
+
+def run(script: str, *arguments) -> str:
+    command = [sys.executable, str(QUEUE / script), *map(str, arguments)]
+    quick = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    done = subprocess.run(command, env=os.environ | quick, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> pathlib.Path:
+    """The shipped puppets with a VAE and a denoiser of a few channels."""
+    folder = tmp_path_factory.mktemp("base") / "puppet"
+    config, encoders = load_encoders("puppet")
+    vae = dataclasses.replace(config.vae, widths=(16, 16, 16, 16), encoder_blocks=1, decoder_blocks=1)
+    dit = dataclasses.replace(
+        config.dit, width=32, heads=2, double_depth=1, single_depth=2, rope_axes=(4, 6, 6), unroll=1
+    )
+    config = dataclasses.replace(config, vae=vae, dit=dit)
+    encoders = dataclasses.replace(encoders, vae=draw_weights(VAE, vae, 0))
+    save_avatar(folder, config, encoders, draw_weights(DiT, dit, 1), dtype=np.float16)
+    return folder
+
+
+def test_puppets_are_drawn_trained_and_collected(base, tmp_path):
+    """Both modules move, what does not is the base's, and the folder that comes out loads."""
+    run("draw.py", tmp_path / "clips", "--workers", 2, "--count", 4)
+    run("puppets.py", "--toy", "--base", base, "--clips", tmp_path / "clips", "--out", tmp_path / "out")
+    log = json.loads((tmp_path / "out" / "log.json").read_text())
+    assert [steps for _, steps, _ in log["vae"]] == [1, 2]
+    assert [steps for _, steps, _ in log["dit"]] == [1, 2]
+    assert all(scalars["skipped"] == 0 and scalars["lpips"] > 0 for _, _, scalars in log["vae"])
+    run("collect.py", tmp_path / "out", tmp_path / "made", "--base", base)
+    for name, moved in (("vae", True), ("dit", True), ("wav2vec2", False), ("mllm", False)):
+        before, after = (jax.tree.leaves(nnx.state(load_part(folder, name))) for folder in (base, tmp_path / "made"))
+        change = max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True))
+        assert (change > 0) == moved, name
+        assert change < 0.1, name
+
+
+def test_attention_is_held_against_the_formula(tmp_path):
+    cases = ("padded", "no key in some")
+    run("attention.py", tmp_path / "out.json", "--kernels", "xla", "--cases", *cases)
+    report = json.loads((tmp_path / "out.json").read_text())
+    for case in cases:
+        told = report[f"xla: {case}"]
+        assert told["finite"]
+        assert max(told["values"], told["denominators"], *told["gradients"]) < 1e-5
