@@ -6,7 +6,8 @@
 
 Everything that is trained on lies in GPU memory, and one call of a program is several optimiser steps. Programs that
 were compiled ahead are read from `--programs`; what cannot be read is compiled. The learning rates follow the clock:
-each phase ends with a rate of 0. Seconds are counted from the start of the process; a number in OUT/end moves the end.
+each phase ends with a rate of 0. Seconds are counted from the start of the process; a number in OUT/end moves the
+end, and a file OUT/save is taken away when the denoiser as it stands is in OUT/dit.npz.
 
 OUT/log.json tells the curves and what every second went into. OUT/vae.npz and OUT/dit.npz are the averaged weights in
 f16, leaf by leaf; `python benchmarks/gpu/collect.py OUT FOLDER` makes a model folder of them.
@@ -606,6 +607,10 @@ class Run:
                 sums = {}
                 self.log["dit"].append([round(last, 1), steps, means])
                 self.say("denoiser", steps, f"{frames / (last - begin):.0f} latent frames/s", json.dumps(means))
+            asked = given.out / "save"
+            if asked.exists():  # by puppets.sh, at the end of a call
+                self.save("dit", trainer.averaged(state))
+                asked.unlink()
             if self.now() - saved > 120 and not given.toy:  # what a machine that goes away would take with it
                 saved, ema = self.now(), jax.tree.map(jnp.copy, trainer.averaged(state))
                 saving = threading.Thread(target=self.save, args=("dit", ema))

@@ -21,6 +21,10 @@ PYTHON
 fi
 limit=$([ $PART = begin ] && echo $FIRST || echo $LAST)
 while [ $SECONDS -lt $limit ] && [ ! -e .run/done ]; do sleep 0.5; done
+if [ ! -e .run/done ] && [ -e .run/out/vae.npz ]; then  # the newest weights, not those of the last two minutes
+  touch .run/out/save
+  for _ in $(seq 30); do [ -e .run/out/save ] && sleep 0.5; done
+fi
 for file in vae dit; do [ -e .run/out/$file.npz ] && split -b 15M -d .run/out/$file.npz $OUT/$file.npz. ; done
 cp .run/out/log.json .run/out/vae.png $OUT/
 ls -la $OUT
