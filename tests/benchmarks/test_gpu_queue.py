@@ -46,7 +46,11 @@ def base(tmp_path_factory) -> pathlib.Path:
 def test_puppets_are_drawn_trained_and_collected(base, tmp_path):
     """Both modules move, what does not is the base's, and the folder that comes out loads."""
     run("draw.py", tmp_path / "clips", "--workers", 2, "--count", 4)
+    (tmp_path / "out").mkdir()
+    asked = tmp_path / "out" / "save"  # as puppets.sh asks for the newest weights
+    asked.touch()
     run("puppets.py", "--toy", "--base", base, "--clips", tmp_path / "clips", "--out", tmp_path / "out")
+    assert not asked.exists()
     log = json.loads((tmp_path / "out" / "log.json").read_text())
     assert [steps for _, steps, _ in log["vae"]] == [1, 2]
     assert [steps for _, steps, _ in log["dit"]] == [1, 2]
