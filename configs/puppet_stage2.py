@@ -3,7 +3,8 @@
     mi-jax train configs/puppet_stage2.py --out runs/stage2
 
 Records lie in the GPU's memory, ten steps a call. Stage 1 did not help lips at this length (docs/puppets.md);
-`--objective.init-from runs/stage1` is the paper's way. 15,000 latent frames a second on one H100, that is 13 steps.
+`--objective.init-from runs/stage1` is the paper's way. The GPU queue's program takes 13 such steps
+a second on an H100 (15,000 latent frames); this command was not timed there.
 On two cores: `--on-device 0 --objective.windows 9 6 17 3 33 2 --compute-dtype float32 --matmul-precision bfloat16`.
 The shipped denoiser had 1,850 such steps, then 1,640 with `--objective.adaptive-weight 2.5 --objective.sigma-scale 1.5
 --objective.window-weights 0.4 0.3 0.3` on 5,056 other clips (benchmarks/gpu/). Result: docs/puppets.md.
