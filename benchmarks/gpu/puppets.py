@@ -194,20 +194,22 @@ def perceptual_weights(given) -> list[np.ndarray]:
     return weights
 
 
+def cut(x, clip, start, size: int, axis: int):
+    """`size` entries along an axis of one clip of a pool [clips ...], from `start` on."""
+    starts = [start if k == axis else 0 for k in range(1, x.ndim)]
+    sizes = [size if k == axis else x.shape[k] for k in range(1, x.ndim)]
+    return jax.lax.dynamic_slice(x, (clip, *starts), (1, *sizes))[0]
+
+
 def vae_loss(given, objective: VAEObjective):
     batch, frames = given.vae_batch, given.vae_frames
-
-    def cut(x, clip, start, axis):
-        starts = [start if k == axis else 0 for k in range(1, x.ndim)]
-        sizes = [frames if k == axis else x.shape[k] for k in range(1, x.ndim)]
-        return jax.lax.dynamic_slice(x, (clip, *starts), (1, *sizes))[0]
 
     def loss(model, data, key):
         keys = jax.random.split(key, 3)
         clip = jax.random.randint(keys[0], (batch,), 0, data["filled"])
         start = jax.random.randint(keys[1], (batch,), 0, F - frames + 1)
-        video = jax.vmap(lambda i, s: cut(data["video"], i, s, 1))(clip, start)
-        mouth = jax.vmap(lambda i, s: cut(data["mouth"], i, s, 2))(clip, start)
+        video = jax.vmap(lambda i, s: cut(data["video"], i, s, frames, 1))(clip, start)
+        mouth = jax.vmap(lambda i, s: cut(data["mouth"], i, s, frames, 2))(clip, start)
         rows = {"video": video, "mouth": mouth, "mask": data["mask"][clip].max(1)}
         # As data: a program that is compiled ahead and carried should not hold them.
         train_vae.load_lpips = lambda blocks: WEIGHTS.unflatten(data["lpips"])
@@ -249,11 +251,6 @@ def dit_data(given, base: str) -> dict:
 
 def dit_loss(objective: CurriculumObjective, length: int, batch: int):
     """Windows as `curriculum.cut_window` cuts them, from clips in device memory."""
-
-    def cut(x, clip, start, size, axis):
-        starts = [start if k == axis else 0 for k in range(1, x.ndim)]
-        sizes = [size if k == axis else x.shape[k] for k in range(1, x.ndim)]
-        return jax.lax.dynamic_slice(x, (clip, *starts), (1, *sizes))[0]
 
     def loss(model, data, key):
         keys = jax.random.split(key, 5)
