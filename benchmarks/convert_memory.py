@@ -39,8 +39,8 @@ def write_source(folder: pathlib.Path, config: dict, shards: int) -> int:
     from flax import nnx
 
     from mi_jax.models.dit import DiT, DiTConfig
-    from mi_jax.weights.convert import leaf_shapes, plan
     from mi_jax.weights.hunyuan_video import diffusers_table
+    from mi_jax.weights.rows import leaf_shapes, plan
 
     dit = DiTConfig(
         double_depth=config["num_layers"], single_depth=config["num_single_layers"], guidance_embedding=True
@@ -96,8 +96,8 @@ def measure(step: str, *paths: pathlib.Path) -> dict:
 def run_step(step: str, paths: list[str]) -> None:
     import jax.numpy as jnp
 
-    from mi_jax.sample.convert import convert
-    from mi_jax.sample.folders import load_part
+    from mi_jax.avatar.families import convert
+    from mi_jax.avatar.folders import load_part
 
     start, cpu = time.perf_counter(), time.process_time()
     if step == "convert":

@@ -22,7 +22,7 @@ from puppet_quality import Args as QualityArgs
 from puppet_quality import means, measure, measure_duets, summarise
 
 import mi_jax
-from mi_jax.sample.folders import load_encoders, save_avatar
+from mi_jax.avatar.folders import load_encoders, save_avatar
 from mi_jax.train.checkpoints import load_ema
 from mi_jax.train.loop import train
 from mi_jax.train.objective import load_config

@@ -18,10 +18,10 @@ import tyro
 
 import mi_jax
 from mi_jax.data.features import to_signed
-from mi_jax.data.puppets import draw
 from mi_jax.diffusion import add_noise, sigma_schedule
-from mi_jax.evaluate.puppets import correlation, identity, mouth_opening, obedience
 from mi_jax.models.tiling import encode_latents
+from mi_jax.puppets.clips import draw
+from mi_jax.puppets.reading import correlation, identity, mouth_opening, obedience
 from mi_jax.sample.avatar import denoise_level, guidance_weights
 
 

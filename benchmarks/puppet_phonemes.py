@@ -14,8 +14,8 @@ from pathlib import Path
 import grain
 import tyro
 
+from mi_jax.puppets.phonemes import PhonemeObjective, SpeechSource, measure
 from mi_jax.train.checkpoints import load_ema
-from mi_jax.train.phonemes import PhonemeObjective, SpeechSource, measure
 
 
 @dataclasses.dataclass(frozen=True)

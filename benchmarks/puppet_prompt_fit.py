@@ -18,13 +18,13 @@ import tyro
 
 import mi_jax
 from mi_jax.data.features import clip_record, prompt_features
-from mi_jax.data.puppet_backgrounds import KINDS
-from mi_jax.data.puppet_looks import sample_look
-from mi_jax.data.puppet_motion import EXPRESSIONS, HEAD_MOTIONS, Direction
-from mi_jax.data.puppet_prompts import write_prompt
-from mi_jax.data.puppets import draw, generators
 from mi_jax.diffusion import add_noise, velocity_target
 from mi_jax.models.dit import DiT
+from mi_jax.puppets.backgrounds import KINDS
+from mi_jax.puppets.clips import draw, generators
+from mi_jax.puppets.looks import sample_look
+from mi_jax.puppets.motion import EXPRESSIONS, HEAD_MOTIONS, Direction
+from mi_jax.puppets.prompts import write_prompt
 from mi_jax.train.curriculum import CurriculumObjective
 from mi_jax.train.windows import cut_window
 

@@ -4,7 +4,7 @@
 
 Writes OUT.json (the summary), OUT.csv (a row per clip), OUT_mouth.png (true against generated mouth opening),
 OUT_sheet.png (frames) and, if asked, OUT_duets.png. Everything is read from generated pixels by
-`mi_jax.evaluate.puppets`:
+`mi_jax.puppets.reading`:
 
 - lip sync: Pearson correlation of the mouth opening with the true one (generated; through the VAE alone, the ceiling;
   with another clip's voice, the control), the lag of the best correlation in frames, and how far the mouth opens
@@ -34,10 +34,10 @@ from tqdm import tqdm
 
 import mi_jax
 from mi_jax.data.features import to_pixels, to_signed
-from mi_jax.data.puppet_duets import Duet, draw_duet
-from mi_jax.data.puppets import Clip, draw
-from mi_jax.evaluate.puppets import correlation, identity, mouth_opening, obedience, sharpness, sync_offset
 from mi_jax.models.tiling import decode_latents, encode_latents
+from mi_jax.puppets.clips import Clip, draw
+from mi_jax.puppets.duets import Duet, draw_duet
+from mi_jax.puppets.reading import correlation, identity, mouth_opening, obedience, sharpness, sync_offset
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt

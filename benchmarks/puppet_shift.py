@@ -13,11 +13,11 @@ import json
 import numpy as np
 import tyro
 
+from mi_jax.avatar.folders import load_encoders
 from mi_jax.data.features import to_signed
-from mi_jax.data.puppets import draw
 from mi_jax.models.tiling import encode_latents
 from mi_jax.models.vae import VAE
-from mi_jax.sample.folders import load_encoders
+from mi_jax.puppets.clips import draw
 
 SHIFTS = (1, 2, 3, 4, 8)
 BATCH = 16

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from mi_jax.avatar.folders import find_model, load_part
 from mi_jax.data.features import to_pixels, to_signed
-from mi_jax.data.puppets import draw
-from mi_jax.evaluate.puppets import correlation, mouth_opening
 from mi_jax.models.tiling import decode_latents, encode_latents
-from mi_jax.sample.folders import find_model, load_part
+from mi_jax.puppets.clips import draw
+from mi_jax.puppets.reading import correlation, mouth_opening
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@
 Cost and result: docs/puppets.md.
 """
 
-from mi_jax.train.attributes import AttributeObjective
+from mi_jax.puppets.attributes import AttributeObjective
 from mi_jax.train.objective import TrainConfig
 
 config = TrainConfig(

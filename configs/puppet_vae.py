@@ -8,8 +8,8 @@ VAE had 820 steps with these terms in a program of its own, which draws into mem
 docs/puppets.md.
 """
 
+from mi_jax.puppets.vae import VAEObjective
 from mi_jax.train.objective import TrainConfig
-from mi_jax.train.vae import VAEObjective
 
 config = TrainConfig(
     name="puppet_vae",

@@ -3,8 +3,8 @@
 mi-jax train configs/puppet_wav2vec2.py --out runs/wav2vec2_first
 """
 
+from mi_jax.puppets.phonemes import PhonemeObjective
 from mi_jax.train.objective import TrainConfig
-from mi_jax.train.phonemes import PhonemeObjective
 
 config = TrainConfig(
     name="puppet_wav2vec2",

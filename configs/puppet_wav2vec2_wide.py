@@ -7,8 +7,8 @@ Starts from the averaged parameters of configs/puppet_wav2vec2.py (runs/wav2vec2
 docs/puppets.md.
 """
 
+from mi_jax.puppets.phonemes import PhonemeObjective
 from mi_jax.train.objective import TrainConfig
-from mi_jax.train.phonemes import PhonemeObjective
 
 config = TrainConfig(
     name="puppet_wav2vec2_wide",

@@ -11,8 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mi_jax.commands.animate import animate
-from mi_jax.commands.data import convert, prepare, puppets
-from mi_jax.commands.machines import bench, plan
+from mi_jax.commands.bench import bench
+from mi_jax.commands.convert import convert
+from mi_jax.commands.plan import plan
+from mi_jax.commands.prepare import prepare
+from mi_jax.commands.puppets import puppets
 from mi_jax.commands.terminal import parsed
 from mi_jax.commands.train import train
 from mi_jax.errors import InputError

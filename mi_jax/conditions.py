@@ -97,10 +97,6 @@ class Conditions:
             face_mask=kept(self.face_mask, audio),
         )
 
-    def repeat(self, times: int) -> "Conditions":
-        """Each example `times` times in a row, as windows of one video share what does not move."""
-        return jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), self)
-
 
 def concatenate(parts: list[Conditions]) -> Conditions:
     """Conditions of the same structure, joined along the batch axis (the branches of guidance)."""

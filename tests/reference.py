@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mi_jax.weights.convert import Table, leaf_shapes, plan
+from mi_jax.weights.rows import Table, leaf_shapes, plan
 
 
 def fill(build: Callable[[], nnx.Module], table: Table, tensors: Mapping[str, np.ndarray]) -> nnx.Module:

@@ -15,11 +15,11 @@ from PIL import Image
 from tiny_avatar import make_avatar, portrait, voice
 
 from mi_jax import cli
-from mi_jax.commands.data import drawing
+from mi_jax.commands.puppets import drawing
 from mi_jax.data import faces, media
-from mi_jax.data.puppets import draw
 from mi_jax.errors import InputError
 from mi_jax.memory import claim_gpu_memory
+from mi_jax.puppets.clips import draw
 
 
 @pytest.fixture(scope="module")

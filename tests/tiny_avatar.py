@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mi_jax.avatar.config import AvatarConfig
 from mi_jax.data.features import Encoders
 from mi_jax.models.audio_encoder import AudioEncoderConfig
 from mi_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
@@ -13,9 +14,8 @@ from mi_jax.models.mllm import MLLM, MLLMConfig
 from mi_jax.models.prompts import PromptConfig, Prompter
 from mi_jax.models.vae import VAE, VAEConfig
 from mi_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
-from mi_jax.models.words import build_puppet_tokenizer
+from mi_jax.puppets.words import build_puppet_tokenizer
 from mi_jax.sample.avatar import Avatar
-from mi_jax.sample.folders import AvatarConfig
 
 SENTENCES = ["She is happy and nods.", "He is sad."]
 

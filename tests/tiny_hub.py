@@ -6,10 +6,11 @@ import torch
 import transformers
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
 
-from mi_jax.models.words import IMAGE_TOKEN, SPECIAL_TOKENS, build_puppet_tokenizer
+from mi_jax.models.prompts import IMAGE_TOKEN, PUPPET_TOKENS
+from mi_jax.puppets.words import build_puppet_tokenizer
 
 SENTENCES = ["She is happy and nods."]
-IMAGE_ID = SPECIAL_TOKENS.index(IMAGE_TOKEN)
+IMAGE_ID = PUPPET_TOKENS.index(IMAGE_TOKEN)
 HEADERS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 
 

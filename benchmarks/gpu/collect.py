@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mi_jax.sample.folders import load_encoders, load_part, save_avatar
+from mi_jax.avatar.folders import load_encoders, load_part, save_avatar
 
 
 def filled(module: nnx.Module, file: pathlib.Path) -> nnx.Module:

@@ -40,17 +40,17 @@ from einops import reduce  # noqa: E402
 from flax import nnx  # noqa: E402
 from jax.experimental import serialize_executable  # noqa: E402
 
-from mi_jax.evaluate.puppets import sharpness  # noqa: E402
+from mi_jax.avatar.folders import load_encoders, load_part, part_config  # noqa: E402
 from mi_jax.models import conv, lpips  # noqa: E402
 from mi_jax.models.audio_encoder import BEFORE  # noqa: E402
 from mi_jax.models.dit import DiT  # noqa: E402
 from mi_jax.models.wav2vec2 import normalise  # noqa: E402
-from mi_jax.sample.folders import load_encoders, load_part, part_config  # noqa: E402
+from mi_jax.puppets.reading import sharpness  # noqa: E402
+from mi_jax.puppets.vae import VAEObjective, to_unit  # noqa: E402
 from mi_jax.train import vae as train_vae  # noqa: E402
 from mi_jax.train.curriculum import CurriculumObjective  # noqa: E402
 from mi_jax.train.objective import TrainConfig  # noqa: E402
 from mi_jax.train.state import make_optimizer  # noqa: E402
-from mi_jax.train.vae import VAEObjective, to_unit  # noqa: E402
 
 T, F = drawing.LATENT_FRAMES, drawing.FRAMES
 BEHIND = 4  # wav2vec2 steps that a clip's last window sees after the clip's end
@@ -561,7 +561,7 @@ class Run:
         """dB and sharpness of clips that training never sees, and their pictures."""
         from PIL import Image
 
-        from mi_jax.data.puppets import draw
+        from mi_jax.puppets.clips import draw
 
         vae = self.programs.encoders.vae
         number = 1 if self.given.toy else 16

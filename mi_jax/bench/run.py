@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from mi_jax.bench import measure, rival, workloads
 from mi_jax.bench.workloads import Preset, Work
 from mi_jax.errors import InputError
+from mi_jax.files import written_beside
 from mi_jax.models.attention import Implementation
 from mi_jax.sample.windows import plan_windows
 
@@ -200,9 +201,8 @@ def write(record: dict[str, Any], folder: str | os.PathLike) -> pathlib.Path:
     ]
     path = open_folder(folder) / f"{'_'.join(_slug(part) for part in parts)}.json"
     try:
-        beside = path.with_suffix(".partial")
-        beside.write_text(json.dumps(record, indent=1) + "\n")
-        beside.rename(path)
+        with written_beside(path) as beside:
+            beside.write_text(json.dumps(record, indent=1) + "\n")
     except OSError as fault:
         raise InputError(f"{path}: cannot be written: {fault.strerror}") from fault
     return path

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from mi_jax.avatar.config import AvatarConfig
 from mi_jax.conditions import Conditions
 from mi_jax.diffusion import sample_sigma, sigma_schedule
 from mi_jax.errors import InputError
@@ -25,7 +26,6 @@ from mi_jax.models.dit import DiT
 from mi_jax.models.dit_config import DiTConfig
 from mi_jax.models.flops import dit_flops, vae_decode_flops, vae_encode_flops
 from mi_jax.models.vae import VAE, VAEConfig
-from mi_jax.sample.folders import AvatarConfig
 from mi_jax.sample.guidance import Guidance
 from mi_jax.sample.sliding_window import sliding_window
 from mi_jax.sample.windows import plan_windows

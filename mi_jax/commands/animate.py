@@ -47,9 +47,10 @@ def animate(
       height: of the video in pixels; by default the model's.
       width: of the video in pixels; by default the model's.
     """
+    from mi_jax.avatar.folders import avatar_config
     from mi_jax.data import media
+    from mi_jax.rates import FPS
     from mi_jax.sample import avatar
-    from mi_jax.sample.folders import avatar_config
     from mi_jax.sample.windows import plan_windows
 
     # Whatever can be wrong is found before a model is loaded: a mistake costs a second, not a minute.
@@ -87,4 +88,4 @@ def animate(
         )
     avatar.save_video(out, video, list(audio) or None)
     frames, height, width, _ = video.shape
-    print(f"{out}: {frames / avatar.FPS:.2f} s, {frames} frames of {width}x{height}")
+    print(f"{out}: {frames / FPS:.2f} s, {frames} frames of {width}x{height}")

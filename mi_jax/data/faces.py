@@ -15,6 +15,7 @@ from PIL import Image
 
 from mi_jax.data import media
 from mi_jax.errors import InputError
+from mi_jax.files import PathLike, existing_file, written_beside
 
 DETECTOR_URL = (
     "https://storage.googleapis.com/mediapipe-models/face_detector/"
@@ -29,7 +30,7 @@ MIN_CONFIDENCE = 0.75
 """Faces of photographs score above 0.9; fur, cups and galaxies reach 0.65, an emblem on a space suit 0.74."""
 DETECTION_SIDE = 1024  # px: the detector works at 128, so more is only cost
 
-MaskSource = media.PathLike | np.ndarray
+MaskSource = PathLike | np.ndarray
 
 
 class DetectorUnavailable(Exception):
@@ -40,7 +41,7 @@ def face_masks(
     portrait: UInt8[np.ndarray, "H W 3"],
     speakers: int,
     masks: Sequence[MaskSource | None] | None = None,
-    model_path: media.PathLike | None = None,
+    model_path: PathLike | None = None,
 ) -> tuple[Bool[np.ndarray, "s H W"], str]:
     """One mask per speaker at the size of `portrait`, and a sentence that says where they came from.
 
@@ -113,9 +114,7 @@ def masks_from_boxes(boxes: np.ndarray, size: tuple[int, int]) -> Bool[np.ndarra
     return inside & (nearest[None] == np.arange(len(boxes))[:, None, None])
 
 
-def detect_faces(
-    portrait: UInt8[np.ndarray, "H W 3"], model_path: media.PathLike | None = None
-) -> Float[np.ndarray, "n 4"]:
+def detect_faces(portrait: UInt8[np.ndarray, "H W 3"], model_path: PathLike | None = None) -> Float[np.ndarray, "n 4"]:
     """Boxes of faces (x, y, width, height in pixels), largest first, by MediaPipe's Face Detector task.
 
     The network sees 128 x 128 pixels, where a face in a wide or a large picture is too small to be found: it is run on
@@ -193,13 +192,13 @@ def cache_dir() -> pathlib.Path:
     return pathlib.Path(os.environ.get("MI_JAX_CACHE") or pathlib.Path.home() / ".cache" / "mi_jax")
 
 
-def resolve_detector(model_path: media.PathLike | None = None) -> pathlib.Path:
+def resolve_detector(model_path: PathLike | None = None) -> pathlib.Path:
     """The detector's model file: the explicit path, else the cache, else downloaded into it and checked by its SHA-256.
 
     Raises: InputError for an explicit path without a file; DetectorUnavailable offline, or if the checksum is not met.
     """
     if model_path is not None:
-        return media.existing_file(model_path, "face detector model")
+        return existing_file(model_path, "face detector model")
     cached = cache_dir() / pathlib.PurePosixPath(DETECTOR_URL).name
     if cached.is_file() and _sha256(cached.read_bytes()) == DETECTOR_SHA256:
         return cached
@@ -214,7 +213,7 @@ def resolve_detector(model_path: media.PathLike | None = None) -> pathlib.Path:
         raise DetectorUnavailable("MediaPipe's downloaded face detector model has an unexpected checksum")
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        with media.written_beside(cached) as partial:
+        with written_beside(cached) as partial:
             partial.write_bytes(data)
     except OSError as fault:
         raise DetectorUnavailable(f"{cache_dir()} cannot hold MediaPipe's face detector model") from fault

@@ -20,9 +20,6 @@ from mi_jax.models.tiling import encode_latents
 from mi_jax.models.vae import VAE
 from mi_jax.models.wav2vec2 import Wav2Vec2, hidden_states
 
-FPS = 25
-SAMPLE_RATE = 16_000
-
 
 @dataclasses.dataclass(frozen=True)
 class Encoders:

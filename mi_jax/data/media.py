@@ -5,9 +5,7 @@ beside their final name and renamed when whole, so a reader never meets half a v
 """
 
 import contextlib
-import os
 import pathlib
-import tempfile
 import warnings
 import wave
 from collections.abc import Iterable, Iterator
@@ -20,40 +18,13 @@ from jaxtyping import Bool, Float32, UInt8
 from PIL import Image, ImageOps
 
 from mi_jax.errors import InputError
+from mi_jax.files import PathLike, check_writable, existing_file, reason, written_beside
+from mi_jax.rates import FPS, SAMPLE_RATE
 
-FRAMES_PER_SECOND = 25
-SAMPLE_RATE = 16000
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")  # containers that hold H.264 and AAC
 MIN_SIDE = 16  # pixels: below this no face can be told from noise
 MAX_PIXELS = 80_000_000  # below Pillow's own warning line; a 30,000 x 30,000 picture would need 2.7 GB
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-
-PathLike = str | os.PathLike
-
-
-def existing_file(path: PathLike, what: str) -> pathlib.Path:
-    """`path` as a Path; raises InputError when there is no such file. `what` names its role in the message."""
-    path = pathlib.Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: {what} is a folder, a file is needed")
-    if not path.is_file():
-        raise InputError(f"{path}: {what} not found")
-    return path
-
-
-def check_writable(path: PathLike) -> pathlib.Path:
-    """`path` as a Path; raises InputError unless a file can be created (or replaced) there. Leaves nothing behind."""
-    path = pathlib.Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder, a file name is needed")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: output folder {path.parent} does not exist")
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writable"):
-            pass
-    except OSError as fault:
-        raise InputError(f"{path}: output folder {path.parent} is not writable ({_reason(fault)})") from fault
-    return path
 
 
 def check_video_path(path: PathLike) -> pathlib.Path:
@@ -62,18 +33,6 @@ def check_video_path(path: PathLike) -> pathlib.Path:
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         raise InputError(f"{path}: the name of a video must end in one of {', '.join(VIDEO_SUFFIXES)}")
     return check_writable(path)
-
-
-@contextlib.contextmanager
-def written_beside(path: PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary name in the folder of `path`; renames it to `path` on success, removes it on any error."""
-    path = check_writable(path)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # Pictures
@@ -116,7 +75,7 @@ def _opened_image(path: PathLike, what: str) -> Iterator[Image.Image]:
     except InputError:
         raise
     except (OSError, SyntaxError, ValueError) as fault:  # what Pillow's decoders raise on damaged data
-        raise InputError(f"{path}: damaged {what} ({_reason(fault)})") from fault
+        raise InputError(f"{path}: damaged {what} ({reason(fault)})") from fault
 
 
 def rgb_from_image(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
@@ -183,7 +142,7 @@ def read_audio(path: PathLike, sample_rate: int = SAMPLE_RATE) -> Float32[np.nda
                         resampler = soxr.ResampleStream(planar.sample_rate, sample_rate, 1, dtype="float32")
                     chunks.append(resampler.resample_chunk(mono))
     except av.error.FFmpegError as fault:
-        raise InputError(f"{path}: not a sound file that can be read ({_reason(fault)})") from fault
+        raise InputError(f"{path}: not a sound file that can be read ({reason(fault)})") from fault
     if resampler is not None:
         chunks.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
     samples = np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
@@ -222,10 +181,10 @@ def read_video(path: PathLike) -> tuple[UInt8[np.ndarray, "f H W 3"], float]:
             if not container.streams.video:
                 raise InputError(f"{path}: holds no picture track")
             stream = container.streams.video[0]
-            rate = float(stream.average_rate or stream.guessed_rate or FRAMES_PER_SECOND)
+            rate = float(stream.average_rate or stream.guessed_rate or FPS)
             frames = [_upright(frame) for frame in container.decode(stream)]
     except av.error.FFmpegError as fault:
-        raise InputError(f"{path}: not a video that can be read ({_reason(fault)})") from fault
+        raise InputError(f"{path}: not a video that can be read ({reason(fault)})") from fault
     if not frames:
         raise InputError(f"{path}: video without a single frame")
     return np.stack(frames), rate
@@ -241,7 +200,7 @@ def write_video(
     frames: UInt8[np.ndarray, "f H W 3"] | Iterable[np.ndarray],
     audio: Float32[np.ndarray, " n"] | Float32[np.ndarray, "n c"] | None = None,
     *,
-    fps: int = FRAMES_PER_SECOND,
+    fps: int = FPS,
     sample_rate: int = SAMPLE_RATE,
     crf: int = 16,
 ) -> None:
@@ -325,8 +284,3 @@ def _mux_sound(container, sound, audio: np.ndarray, start: int, stop: int) -> in
     frame.sample_rate, frame.pts, frame.time_base = sound.rate, start, Fraction(1, sound.rate)
     container.mux(sound.encode(frame))
     return stop
-
-
-def _reason(fault: Exception) -> str:
-    text = getattr(fault, "strerror", None) or str(fault) or type(fault).__name__
-    return text.splitlines()[0]

@@ -8,7 +8,6 @@ of them is a single read.
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Iterable
 from typing import Any, SupportsIndex
 
@@ -20,6 +19,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from mi_jax.errors import InputError
+from mi_jax.files import new_folder
 
 INDEX = "index.json"
 
@@ -62,22 +62,9 @@ def write_records(
     Raises:
       InputError: the folder exists already or cannot be written; the records differ in keys or dtypes; there is none.
     """
-    directory = pathlib.Path(directory)
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise InputError(f"{directory}: exists already; records are never mixed with older ones")
-    beside = directory.parent / f".{directory.name}.partial"
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)  # a killed writer's
-        beside.mkdir()
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error.strerror})") from None
-    try:
-        index = _write_shards(beside, records, records_per_shard, compression)
-        (beside / INDEX).write_text(json.dumps(index | {"meta": meta or {}}, indent=2) + "\n")
-        beside.rename(directory)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with new_folder(directory) as folder:
+        index = _write_shards(folder, records, records_per_shard, compression)
+        (folder / INDEX).write_text(json.dumps(index | {"meta": meta or {}}, indent=2) + "\n")
     return index["count"]
 
 

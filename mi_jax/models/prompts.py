@@ -14,7 +14,10 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from mi_jax.errors import InputError
-from mi_jax.models.words import IMAGE_TOKEN, SPECIAL_TOKENS
+
+IMAGE_TOKEN = "<image>"
+PUPPET_TOKENS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]", IMAGE_TOKEN)
+"""Special tokens of the puppets' tokenizer, by id."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +106,9 @@ class PromptConfig:
             image=PromptTemplate(text="<image> direction : {}[EOS]", crop_start=4),
             max_tokens=32,
             image_tokens=36,
-            image_token_id=SPECIAL_TOKENS.index(IMAGE_TOKEN),
+            image_token_id=PUPPET_TOKENS.index(IMAGE_TOKEN),
             clip_max_tokens=34,
-            eos_token_id=SPECIAL_TOKENS.index("[EOS]"),
+            eos_token_id=PUPPET_TOKENS.index("[EOS]"),
         )
 
 

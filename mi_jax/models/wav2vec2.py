@@ -23,8 +23,7 @@ from jaxtyping import Array, Float
 from mi_jax.models.attention import attention
 from mi_jax.models.layers import LayerNorm
 from mi_jax.models.stack import stack_layers
-
-SAMPLE_RATE = 16_000
+from mi_jax.rates import SAMPLE_RATE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

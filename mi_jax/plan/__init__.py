@@ -2,13 +2,14 @@
 
 import dataclasses
 
+from mi_jax.avatar.config import AvatarConfig
+from mi_jax.avatar.folders import avatar_config
 from mi_jax.errors import InputError
 from mi_jax.mesh import make_mesh
 from mi_jax.models.flops import Flops, dit_flops
 from mi_jax.plan.programs import PRESETS, latent_grid, preset_of, sampler_level, training_batch, training_step
 from mi_jax.plan.report import Plan, make_plan
 from mi_jax.plan.topologies import Topology, find_topology
-from mi_jax.sample.folders import AvatarConfig, avatar_config
 from mi_jax.sample.windows import plan_windows
 from mi_jax.train.curriculum import CurriculumObjective
 from mi_jax.train.objective import TrainConfig

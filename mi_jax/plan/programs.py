@@ -14,13 +14,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mi_jax.avatar.config import AvatarConfig
 from mi_jax.conditions import Conditions
 from mi_jax.data.records import write_records
 from mi_jax.errors import InputError
 from mi_jax.mesh import on_mesh, parameter_spec
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.sample.avatar import denoise_level, guidance_weights
-from mi_jax.sample.folders import AvatarConfig
 from mi_jax.train.curriculum import CurriculumObjective
 from mi_jax.train.loop import arrays_of
 from mi_jax.train.objective import TrainConfig

@@ -19,23 +19,25 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, UInt8
 from PIL import Image
 
+from mi_jax.avatar.config import AvatarConfig
+from mi_jax.avatar.folders import find_model, load_encoders, save_avatar
 from mi_jax.conditions import Conditions
 from mi_jax.data import faces, media
 from mi_jax.data.features import Encoders, latent_mask, portrait_latents, prompt_features, to_pixels
 from mi_jax.diffusion import add_noise, sigma_schedule
 from mi_jax.errors import InputError
+from mi_jax.files import PathLike
 from mi_jax.mesh import on_mesh
 from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.tiling import decode_pieces
 from mi_jax.models.wav2vec2 import hidden_states
-from mi_jax.sample.folders import AvatarConfig, find_model, load_encoders, save_avatar
+from mi_jax.rates import FPS, SAMPLE_RATE
 from mi_jax.sample.guidance import Guidance
 from mi_jax.sample.sliding_window import sliding_window
 from mi_jax.sample.windows import plan_windows
 from mi_jax.weights.native import load_into
 
-FPS = media.FRAMES_PER_SECOND
 AUDIO_CHUNK = 64  # latent frames whose audio windows are in memory at a time
 
 log = logging.getLogger("mi_jax")
@@ -49,11 +51,11 @@ class Speaker:
     mask: a PNG or a boolean array [H W] of the portrait; white or True is the face. None: it is looked for.
     """
 
-    audio: media.PathLike | np.ndarray
-    mask: media.PathLike | np.ndarray | None = None
+    audio: PathLike | np.ndarray
+    mask: PathLike | np.ndarray | None = None
 
 
-Portrait = media.PathLike | Image.Image | np.ndarray
+Portrait = PathLike | Image.Image | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ class Avatar:
         avatar = dataclasses.replace(self, config=config)
         pixels = None if portrait is None else read_portrait(portrait)
         voices = [read_voice(speaker.audio, f"voice {i + 1}") for i, speaker in enumerate(speakers)]
-        longest = max(map(len, voices), default=0) / media.SAMPLE_RATE
+        longest = max(map(len, voices), default=0) / SAMPLE_RATE
         frames = num_frames(longest if seconds is None else seconds)
         latent_frames = -(-(config.lead_in + frames - 1) // config.vae.temporal_stride) + 1
         plan_windows(latent_frames, window, overlap)  # a bad window is known before the long work
@@ -122,7 +124,7 @@ class Avatar:
             log.info(how)
 
         if seconds is not None:
-            voices = [voice[: round(seconds * media.SAMPLE_RATE)] for voice in voices]
+            voices = [voice[: round(seconds * SAMPLE_RATE)] for voice in voices]
         conditions = avatar.conditions(pixels, masks, voices, prompt, latent_frames)
         latents = avatar.denoise(
             conditions,
@@ -346,7 +348,7 @@ def fit_masks(masks: Sequence[np.ndarray] | np.ndarray, height: int, width: int)
     return fitted
 
 
-def read_voice(audio: media.PathLike | np.ndarray, name: str) -> Float32[np.ndarray, " n"]:
+def read_voice(audio: PathLike | np.ndarray, name: str) -> Float32[np.ndarray, " n"]:
     """Mono samples at 16 kHz of a file or an array; `name` is what an array is called in messages."""
     if not isinstance(audio, np.ndarray):
         return media.read_audio(audio)
@@ -376,9 +378,9 @@ def load(name: str | os.PathLike, *, mesh: Mesh | None = None) -> Avatar:
 
 
 def save_video(
-    path: media.PathLike,
+    path: PathLike,
     video: UInt8[np.ndarray, "f H W 3"],
-    audio: media.PathLike | np.ndarray | Sequence[media.PathLike | np.ndarray] | None = None,
+    audio: PathLike | np.ndarray | Sequence[PathLike | np.ndarray] | None = None,
 ) -> None:
     """Writes a video of 25 fps with its sound, cut or filled with silence to its length.
 
@@ -394,7 +396,7 @@ def save_video(
         return
     sources = [audio] if isinstance(audio, str | os.PathLike | np.ndarray) else list(audio)
     if any(isinstance(source, np.ndarray) for source in sources):
-        rate = media.SAMPLE_RATE
+        rate = SAMPLE_RATE
     else:
         rate = 48_000  # files keep more than the 16 kHz that the model hears
     voices = [source if isinstance(source, np.ndarray) else media.read_audio(source, rate) for source in sources]

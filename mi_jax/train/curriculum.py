@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from mi_jax.avatar.folders import load_part, part_config
 from mi_jax.conditions import Conditions
 from mi_jax.data.batches import batches
 from mi_jax.data.features import to_pixels
@@ -21,7 +22,6 @@ from mi_jax.mesh import spec_of
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.tiling import decode_latents
 from mi_jax.models.vae import VAE
-from mi_jax.sample.folders import load_part, part_config
 from mi_jax.train.checkpoints import warm_start
 from mi_jax.train.flow import adaptive_loss, base_loss, condition_dropout, motion_loss, squared_error
 from mi_jax.train.state import sharded_init

@@ -11,7 +11,8 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-FPS = 25
+from mi_jax.files import written_beside
+from mi_jax.rates import FPS
 
 
 class RunLog:
@@ -94,8 +95,6 @@ def _drop_rows_after(path: pathlib.Path, step: int) -> list[str] | None:
         rows = list(csv.reader(file))
     # A kill may have cut the last row short: only rows that hold every column count.
     kept = [row for row in rows[1:] if len(row) == len(rows[0]) and row[0].isdigit() and int(row[0]) <= step]
-    beside = path.with_suffix(".tmp")
-    with beside.open("w", newline="") as file:
+    with written_beside(path) as beside, beside.open("w", newline="") as file:
         csv.writer(file).writerows([rows[0], *kept])
-    beside.rename(path)
     return rows[0]

@@ -9,7 +9,7 @@ from flax import nnx
 
 from mi_jax.errors import InputError
 from mi_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVisionConfig
-from mi_jax.weights.convert import Outputs, Part, Table, Tensor, leaf_shapes, plan
+from mi_jax.weights.rows import Outputs, Part, Table, Tensor, leaf_shapes, plan
 from mi_jax.weights.sources import Checkpoint, open_checkpoint
 
 _LAYER = {

@@ -8,7 +8,7 @@ from flax import nnx
 from mi_jax.errors import InputError
 from mi_jax.models.vae import VAE, VAEConfig
 from mi_jax.weights.configs import read_json
-from mi_jax.weights.convert import Outputs, Part, Table, Tensor, leaf_shapes, plan
+from mi_jax.weights.rows import Outputs, Part, Table, Tensor, leaf_shapes, plan
 from mi_jax.weights.sources import open_checkpoint
 
 

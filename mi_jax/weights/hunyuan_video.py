@@ -21,7 +21,7 @@ from mi_jax.models.dit import TIMESTEP_DIM, DiT, DiTConfig
 from mi_jax.models.dit_blocks import AudioAttention
 from mi_jax.models.layers import sinusoid
 from mi_jax.weights.configs import read_json
-from mi_jax.weights.convert import (
+from mi_jax.weights.rows import (
     Outputs,
     Part,
     Row,

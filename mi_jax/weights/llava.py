@@ -23,7 +23,7 @@ from mi_jax.weights.clip import (
     vision_config,
     vision_table,
 )
-from mi_jax.weights.convert import Part, Table, Tensor, leaf_shapes, plan
+from mi_jax.weights.rows import Part, Table, Tensor, leaf_shapes, plan
 from mi_jax.weights.sources import open_checkpoint
 
 _LAYER = {

@@ -6,12 +6,10 @@
 Large models are split as on the Hugging Face hub: model-00001-of-00003.safetensors ... and an index of them.
 """
 
-import contextlib
 import json
 import os
 import pathlib
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -23,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mi_jax.errors import InputError
+from mi_jax.files import new_folder
 from mi_jax.mesh import parameter_spec
 from mi_jax.weights.configs import read_json
 
@@ -53,45 +52,6 @@ def save_model(
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
         _write_weights(folder, modules, np.dtype(dtype), max_shard_bytes)
-
-
-@contextlib.contextmanager
-def new_folder(directory: str | os.PathLike, *, overwrite: bool = False) -> Iterator[pathlib.Path]:
-    """A folder beside `directory` to write to, which takes its name (and its place) at the end if nothing failed.
-
-    Raises:
-      InputError: `directory` holds something already and `overwrite` is not set, or cannot be written.
-    """
-    directory = pathlib.Path(directory)
-    occupied = directory.exists() and not (directory.is_dir() and not any(directory.iterdir()))
-    if occupied and not overwrite:
-        raise InputError(f"{directory}: exists already")
-    beside, old = (directory.parent / f".{directory.name}.{suffix}" for suffix in ("partial", "old"))
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)  # a killed writer's
-        beside.mkdir()
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error.strerror})") from None
-    try:
-        yield beside
-        if occupied:
-            directory.rename(old)
-        beside.rename(directory)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def refuse_inside(out: str | os.PathLike, *sources: str | os.PathLike | None) -> None:
-    """Whether writing the folder `out` anew would delete what it is made from.
-
-    Raises:
-      InputError: one of `sources` is `out` or lies in it.
-    """
-    for source in (pathlib.Path(source).resolve() for source in sources if source is not None):
-        if pathlib.Path(out).resolve() in (source, *source.parents):
-            raise InputError(f"{out}: the source lies there; write to another folder")
 
 
 def is_model(directory: str | os.PathLike) -> bool:

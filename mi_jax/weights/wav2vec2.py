@@ -8,7 +8,7 @@ from flax import nnx
 from mi_jax.errors import InputError
 from mi_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from mi_jax.weights.clip import find_prefix, layer_table, read_config
-from mi_jax.weights.convert import Outputs, Part, Table, Tensor, leaf_shapes, plan
+from mi_jax.weights.rows import Outputs, Part, Table, Tensor, leaf_shapes, plan
 from mi_jax.weights.sources import open_checkpoint
 
 _LAYER = {

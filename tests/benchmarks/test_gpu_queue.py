@@ -13,9 +13,9 @@ import pytest
 from flax import nnx
 from tiny_avatar import draw_weights
 
+from mi_jax.avatar.folders import load_encoders, load_part, save_avatar
 from mi_jax.models.dit import DiT
 from mi_jax.models.vae import VAE
-from mi_jax.sample.folders import load_encoders, load_part, save_avatar
 
 QUEUE = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"
 

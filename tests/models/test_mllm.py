@@ -17,7 +17,7 @@ from mi_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionC
 from mi_jax.models.llama import LlamaConfig
 from mi_jax.models.mllm import MLLM, MLLMConfig
 from mi_jax.models.prompts import HUNYUAN_IMAGE_TO_VIDEO, HUNYUAN_VIDEO, PromptConfig, Prompter, PromptTemplate
-from mi_jax.models.words import SYNONYMS, build_puppet_tokenizer
+from mi_jax.puppets.words import SYNONYMS, build_puppet_tokenizer
 from mi_jax.weights.clip import text_table, vision_table
 from mi_jax.weights.llava import llava_table
 

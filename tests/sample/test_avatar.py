@@ -15,6 +15,7 @@ from PIL import Image
 from tiny_avatar import make_avatar, portrait, tiny_config, voice
 
 import mi_jax
+from mi_jax.avatar.folders import find_model
 from mi_jax.data import faces, media
 from mi_jax.errors import InputError
 from mi_jax.mesh import make_mesh
@@ -22,7 +23,6 @@ from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.wav2vec2 import hidden_states
 from mi_jax.sample import avatar as avatar_module
 from mi_jax.sample.avatar import Avatar, Speaker, load, mix, num_frames, save_video
-from mi_jax.sample.folders import find_model
 
 SECONDS = 0.5  # every test animates the same 12 frames in 4 latent frames, compiled once
 

@@ -17,9 +17,9 @@ from PIL import Image
 from tiny_hub import write_hub
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from mi_jax.avatar.families import convert
 from mi_jax.models.prompts import Prompter
 from mi_jax.sample.avatar import load
-from mi_jax.sample.convert import convert
 
 HEIGHT, WIDTH, LATENT_FRAMES, STEPS = 32, 48, 3, 10
 PROMPT = "She is happy."

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import mi_jax
-from mi_jax.data.puppets import draw
-from mi_jax.evaluate.puppets import correlation, identity, mouth_opening
-from mi_jax.sample.folders import find_model
+from mi_jax.avatar.folders import find_model
+from mi_jax.puppets.clips import draw
+from mi_jax.puppets.reading import correlation, identity, mouth_opening
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from mi_jax.models.vae import VAE, VAEConfig
 from mi_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from mi_jax.weights import clip, hunyuan_vae, llava, wav2vec2
 from mi_jax.weights.clip import text_table
-from mi_jax.weights.convert import Part, write_model
 from mi_jax.weights.hunyuan_vae import vae_table
 from mi_jax.weights.llava import llama_table
 from mi_jax.weights.native import load_into
+from mi_jax.weights.rows import Part, write_model
 from mi_jax.weights.wav2vec2 import wav2vec2_table
 
 VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}

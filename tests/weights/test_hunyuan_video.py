@@ -15,15 +15,15 @@ from flax import nnx
 from reference import relative_error
 from safetensors.torch import save_file
 
+from mi_jax.avatar.families import convert
+from mi_jax.avatar.folders import load_part
 from mi_jax.conditions import Conditions
 from mi_jax.errors import InputError
 from mi_jax.models.audio_encoder import AudioEncoderConfig
 from mi_jax.models.dit import DiT, DiTConfig
-from mi_jax.sample.convert import convert
-from mi_jax.sample.folders import load_part
 from mi_jax.weights.configs import config_to_json
-from mi_jax.weights.convert import Part, check, leaf_shapes, plan, write_model
 from mi_jax.weights.hunyuan_video import denoiser, diffusers_table, extend, tencent_table
+from mi_jax.weights.rows import Part, check, leaf_shapes, plan, write_model
 from mi_jax.weights.sources import Checkpoint, Stored
 
 SMALL = DiTConfig(

@@ -1,0 +1,1 @@
+"""What a model folder is, and what becomes one."""

@@ -1,0 +1,63 @@
+"""`mi-jax prepare`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from mi_jax.commands.puppets import drawing
+from mi_jax.errors import InputError
+
+
+def prepare(
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
+    puppets: Annotated[int, tyro.conf.arg(metavar="COUNT")],
+    duets: int = 0,
+    model: Annotated[str, tyro.conf.arg(metavar="puppet|DIR")] = "puppet",
+    first: int = 0,
+    seed: int = 0,
+    split: Literal["train", "test"] = "train",
+    seconds: float = 5.16,
+    workers: int = 0,
+) -> None:
+    """Computes the features of clips once, as records to train on.
+
+    Args:
+      out: the folder to write; it must not exist yet.
+      puppets: how many puppet clips to draw.
+      duets: how many clips of two puppets to add, each with its own voice.
+      model: whose encoders: a shipped model or a model folder (a denoiser is not needed).
+      first: number of the first clip, and of the first duet.
+      seed: of the puppets.
+      split: faces, voices and sentences to train on, or those held out.
+      seconds: length of each clip.
+      workers: processes that draw ahead; 0 takes one per core.
+    """
+    if puppets < 1:
+        raise InputError(f"--puppets is {puppets}, at least 1 is needed")
+    for name, number in {"duets": duets, "first": first, "seed": seed, "workers": workers}.items():
+        if number < 0:
+            raise InputError(f"--{name} is {number}, must not be negative")
+    import os
+
+    from mi_jax.avatar.folders import load_encoders
+    from mi_jax.puppets.clips import check_seconds
+    from mi_jax.puppets.prepare import prepare_puppets
+
+    check_seconds(seconds)
+    config, encoders = load_encoders(model)
+    if encoders.wav2vec2 is None or encoders.mllm.vision is None:
+        raise InputError(f"{model}: records need a model that hears voices and sees portraits")
+    with drawing():
+        prepare_puppets(
+            encoders,
+            out,
+            puppets,
+            duets=duets,
+            first=first,
+            seed=seed,
+            split=split,
+            seconds=seconds,
+            size=config.height,
+            workers=workers or os.cpu_count() or 1,
+        )

@@ -1,0 +1,1 @@
+"""The small world that this project draws and trains by itself: portraits that talk, and how they are read back."""
