@@ -56,34 +56,6 @@ LOOKS: Classes = {
 BOX_MEAN, BOX_SPREAD = (0.21, 0.17, 0.79, 0.86), (0.07, 0.05, 0.07, 0.05)
 """Of the face's left, top, right and bottom over the puppets, as fractions of the picture."""
 
-REWORDED: tuple[tuple[str, dict[str, str]], ...] = (
-    ("The old man nods and he is furious", {"expression": "angry", "head_motion": "nodding"}),
-    ("A joyful woman shakes her head slowly", {"expression": "happy", "head_motion": "turning", "tempo": "slow"}),
-    ("she is heartbroken, and she tilts her head", {"expression": "sad", "head_motion": "tilting"}),
-    ("He keeps his head still, shocked", {"expression": "surprised", "head_motion": "still"}),
-    ("A boy looks left and right; behind him the clouds drift left",
-     {"head_motion": "turning", "background_motion": "left"}),
-    ("make him look angry while snow falls", {"expression": "angry", "background_motion": "down"}),
-    ("The teacher smiles, bubbles rise in the background", {"expression": "happy", "background_motion": "up"}),
-    ("In front of waves that drift to the right, the singer talks sadly",
-     {"expression": "sad", "background_motion": "right"}),
-    ("HAPPY!!! nodding!!! fast!!!", {"expression": "happy", "head_motion": "nodding", "tempo": "quick"}),
-    ("Astonished, my friend turns her head from side to side rapidly",
-     {"expression": "surprised", "head_motion": "turning", "tempo": "quick"}),
-    ("Please give me a neutral news presenter without emotion", {"expression": "neutral", "head_motion": "still"}),
-    ("The girl is full of rage and tilts the head quickly",
-     {"expression": "angry", "head_motion": "tilting", "tempo": "quick"}),
-    ("leaves slide leftwards behind a gloomy gentleman", {"expression": "sad", "background_motion": "left"}),
-    ("balloons float up behind the cheerful kid who nods gently",
-     {"expression": "happy", "head_motion": "nodding", "tempo": "slow", "background_motion": "up"}),
-    ("The clouds move to the right, her head moves up and down",
-     {"head_motion": "nodding", "background_motion": "right"}),
-    ("A motionless backdrop; the actress frowns sadly", {"expression": "sad", "background_motion": "still"}),
-    ("", {"expression": "neutral", "head_motion": "still", "tempo": "medium", "background_motion": "still"}),
-    ("a person talks", {"expression": "neutral", "head_motion": "still", "background_motion": "still"}),
-)  # fmt: skip
-"""Prompts in wordings that no puppet is given, and what they direct: the held-out words."""
-
 UNKNOWN_WORD = "□"  # in no vocabulary, so read as [UNK]
 SMALL_WORDS = ("a", "an", "the", "is", "with", "of", "and", "in")
 """Words that a direction is clear without."""
