@@ -68,7 +68,7 @@ def run(args: Args, name: str, overrides: list[str]) -> tuple[dict, dict[str, np
     train(config, args.work / name)
     seconds = time.perf_counter() - start
     avatar_config, encoders = load_encoders(args.encoders)
-    dit = load_ema(args.work / name, dataclasses.replace(config.objective, init_from=None))
+    dit = load_ema(args.work / name, config.objective)
     folder = args.work / f"{name}_model"
     save_avatar(folder, avatar_config, encoders, dit, overwrite=True)
     quality = QualityArgs(

@@ -10,6 +10,7 @@ per `data` shard of a 25 x 8 mesh, AdamW's usual 0.01). This project has not run
 from mi_jax.models.dit import DiTConfig
 from mi_jax.train.curriculum import CurriculumObjective
 from mi_jax.train.objective import TrainConfig
+from mi_jax.train.turns import OptimizerConfig
 
 config = TrainConfig(
     name="magic_infinite_stage1",
@@ -22,10 +23,8 @@ config = TrainConfig(
         window_weights=(1.0,),
     ),
     steps=80_000,
-    learning_rate=1e-5,
-    warmup_steps=1000,
+    optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=1000, ema_decay=0.9999),
     compute_dtype="bfloat16",
-    ema_decay=0.9999,
     seq=8,
     checkpoint_every=500,
     sample_every=0,

@@ -8,6 +8,7 @@ Needs the records of `mi-jax prepare` (docs/puppets.md gives the whole chain). C
 from mi_jax.models.dit import DiTConfig
 from mi_jax.train.curriculum import CurriculumObjective
 from mi_jax.train.objective import TrainConfig
+from mi_jax.train.turns import OptimizerConfig
 
 config = TrainConfig(
     name="puppet_stage1",
@@ -15,13 +16,10 @@ config = TrainConfig(
         dit=DiTConfig.puppet(audio=False), records="runs/records", sample_vae="runs/encoders"
     ),
     steps=700,
-    optimizer="muon",
-    learning_rate=3e-3,
-    warmup_steps=50,
-    decay_fraction=0.3,
+    optimizer=OptimizerConfig(
+        kind="muon", learning_rate=3e-3, warmup_steps=50, decay_fraction=0.3, weight_decay=0.01, ema_decay=0.99
+    ),
     matmul_precision="bfloat16",
-    weight_decay=0.01,
-    ema_decay=0.99,
     checkpoint_every=300,
     sample_every=400,
 )

@@ -13,6 +13,7 @@ The shipped denoiser had 1,850 such steps, then 1,640 with `--objective.adaptive
 from mi_jax.models.dit import DiTConfig
 from mi_jax.train.curriculum import CurriculumObjective
 from mi_jax.train.objective import TrainConfig
+from mi_jax.train.turns import OptimizerConfig
 
 config = TrainConfig(
     name="puppet_stage2",
@@ -31,14 +32,11 @@ config = TrainConfig(
         sample_vae="runs/encoders",
     ),
     steps=5000,
-    optimizer="muon",
-    learning_rate=2e-3,
-    warmup_steps=200,
-    decay_fraction=0.85,
+    optimizer=OptimizerConfig(
+        kind="muon", learning_rate=2e-3, warmup_steps=200, decay_fraction=0.85, weight_decay=0.01, ema_decay=0.999
+    ),
     compute_dtype="bfloat16",
     on_device=10,
-    weight_decay=0.01,
-    ema_decay=0.999,
     checkpoint_every=1000,
     sample_every=2500,
 )

@@ -10,6 +10,7 @@ docs/puppets.md.
 
 from mi_jax.puppets.vae import VAEObjective
 from mi_jax.train.objective import TrainConfig
+from mi_jax.train.turns import OptimizerConfig
 
 config = TrainConfig(
     name="puppet_vae",
@@ -25,13 +26,15 @@ config = TrainConfig(
         duets=0.1,
     ),
     steps=3000,
-    optimizer="muon",
-    learning_rate=1.5e-3,
-    warmup_steps=60,
-    decay_fraction=0.7,
-    weight_decay=0.01,
-    clip_norm=1.0,
-    ema_decay=0.998,
+    optimizer=OptimizerConfig(
+        kind="muon",
+        learning_rate=1.5e-3,
+        warmup_steps=60,
+        decay_fraction=0.7,
+        weight_decay=0.01,
+        clip_norm=1.0,
+        ema_decay=0.998,
+    ),
     compute_dtype="bfloat16",
     workers=12,
     checkpoint_every=200,

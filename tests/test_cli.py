@@ -257,8 +257,10 @@ def test_train_takes_a_config_and_overrides(files, monkeypatch, capsys):
         "import dataclasses\n@dataclasses.dataclass(frozen=True, kw_only=True)\nclass Nothing:\n    width: int = 3\n"
     )
     Path("experiment.py").write_text(
-        "from mi_jax.train.objective import TrainConfig\nfrom nothing import Nothing\n"
-        "config = TrainConfig(name='trial', objective=Nothing(), steps=10, learning_rate=0.1)\n"
+        "from mi_jax.train.objective import TrainConfig\nfrom mi_jax.train.turns import OptimizerConfig\n"
+        "from nothing import Nothing\n"
+        "config = TrainConfig(name='trial', objective=Nothing(), steps=10,\n"
+        "                     optimizer=OptimizerConfig(learning_rate=0.1))\n"
     )
     monkeypatch.syspath_prepend(str(files))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)

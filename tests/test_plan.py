@@ -27,6 +27,7 @@ from mi_jax.plan.report import _refused
 from mi_jax.plan.topologies import DEVICES, Topology, _installed, find_topology
 from mi_jax.train.curriculum import CurriculumObjective
 from mi_jax.train.objective import TrainConfig
+from mi_jax.train.turns import OptimizerConfig
 
 # Sizes of the puppets' encoders, little depth.
 SHALLOW = dataclasses.replace(
@@ -39,7 +40,7 @@ STAGE2 = TrainConfig(
         dit=SHALLOW, records="nowhere", windows=((3, 4), (5, 2)), window_weights=(0.5, 0.5), speakers=2
     ),
     steps=3,
-    learning_rate=1e-3,
+    optimizer=OptimizerConfig(learning_rate=1e-3),
 )
 SIZE = (32, 48)
 
@@ -295,11 +296,12 @@ import dataclasses
 from mi_jax.models.dit import DiTConfig
 from mi_jax.train.curriculum import CurriculumObjective
 from mi_jax.train.objective import TrainConfig
+from mi_jax.train.turns import OptimizerConfig
 
 sizes = {"width": 48, "heads": 2, "rope_axes": (4, 10, 10), "double_depth": 1, "single_depth": 2}
 dit = dataclasses.replace(DiTConfig.puppet(), **sizes)
 objective = CurriculumObjective(dit=dit, records="nowhere", windows=((3, 2),), window_weights=(1.0,))
-config = TrainConfig(name="trial", objective=objective, steps=1, learning_rate=1e-3)
+config = TrainConfig(name="trial", objective=objective, steps=1, optimizer=OptimizerConfig(learning_rate=1e-3))
 """
 
 

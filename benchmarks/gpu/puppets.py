@@ -49,8 +49,7 @@ from mi_jax.puppets.reading import sharpness  # noqa: E402
 from mi_jax.puppets.vae import VAEObjective, to_unit  # noqa: E402
 from mi_jax.train import vae as train_vae  # noqa: E402
 from mi_jax.train.curriculum import CurriculumObjective  # noqa: E402
-from mi_jax.train.objective import TrainConfig  # noqa: E402
-from mi_jax.train.state import make_optimizer  # noqa: E402
+from mi_jax.train.turns import OptimizerConfig  # noqa: E402
 
 T, F = drawing.LATENT_FRAMES, drawing.FRAMES
 BEHIND = 4  # wav2vec2 steps that a clip's last window sees after the clip's end
@@ -98,9 +97,7 @@ class Trainer:
 
     def __init__(self, module, ema: float, warmup: int, inner: int, optimizer: str = "muon"):
         self.graph, params = nnx.split(module)
-        self.optimizer = make_optimizer(
-            TrainConfig(name="", objective=None, steps=1, learning_rate=1, optimizer=optimizer)
-        )
+        self.optimizer = OptimizerConfig(learning_rate=1.0, kind=optimizer).transformation()
         self.ema, self.warmup, self.inner = ema, warmup, inner
         self.params = params
         self.tree = jax.tree.structure(jax.eval_shape(self._init, params))
@@ -213,7 +210,7 @@ def vae_loss(given, objective: VAEObjective):
         rows = {"video": video, "mouth": mouth, "mask": data["mask"][clip].max(1)}
         # As data: a program that is compiled ahead and carried should not hold them.
         train_vae.load_lpips = lambda blocks: WEIGHTS.unflatten(data["lpips"])
-        return objective.loss(model, rows, keys[2])
+        return objective.loss(model, rows, keys[2], "model")
 
     return loss
 
@@ -273,7 +270,7 @@ def dit_loss(objective: CurriculumObjective, length: int, batch: int):
         }
         for name in ("text_tokens", "text_pooled", "image_tokens"):
             rows[name] = data[name][clip].astype(BF16)
-        return objective.loss(InBF16(model), rows, keys[4])
+        return objective.loss(InBF16(model), rows, keys[4], "model")
 
     return loss
 

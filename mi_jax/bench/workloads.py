@@ -260,7 +260,7 @@ class FlowMatching:
         raise NotImplementedError("a bench trains on one random batch")
 
     def loss(
-        self, model: DiT, batch: dict[str, Any], key: Key[Array, ""]
+        self, model: DiT, batch: dict[str, Any], key: Key[Array, ""], turn: str = "model"
     ) -> tuple[Float[Array, "b"], dict[str, Array]]:
         from mi_jax.train.flow import base_loss, squared_error
 
@@ -276,18 +276,19 @@ def step_work(preset: Preset, *, batch: int, dtype: jnp.dtype) -> Work:
     EMA; the state is donated."""
     from mi_jax.train.objective import TrainConfig
     from mi_jax.train.state import init_state, make_step
+    from mi_jax.train.turns import OptimizerConfig, Turn
 
     grid = token_grid(preset)
     config = TrainConfig(
         name="bench",
         objective=FlowMatching(dit=preset.dit, shift=preset.shift),
         steps=1_000_000,
-        learning_rate=1e-5,
+        optimizer=OptimizerConfig(learning_rate=1e-5),
         compute_dtype=jnp.dtype(dtype).name,
     )
     graph, params = draw_state(_build(preset), jnp.dtype(jnp.float32))
     rest = nnx.State({})
-    state = [init_state(config, params, jax.random.key(3))]
+    state = [init_state(config, {Turn().name: params}, jax.random.key(3))]
     told = {"latents": _noise(preset, grid, batch), **random_conditions(preset, grid, batch, jnp.dtype(jnp.float32))}
     del params
 

@@ -47,9 +47,6 @@ def training_step(config: TrainConfig, batch: dict[str, Any], mesh: Mesh) -> Ite
       InputError: the batch does not divide over the mesh's `data` axis.
     """
     objective = config.objective
-    if hasattr(objective, "init_from"):
-        objective = dataclasses.replace(objective, init_from=None)  # values are of no interest
-        config = dataclasses.replace(config, objective=objective)
     rows = {x.shape[0] for x in batch.values()}
     if any(n % mesh.shape["data"] for n in rows):
         raise InputError(f"a batch of {max(rows)} clips does not divide over data={mesh.shape['data']}")
@@ -76,7 +73,7 @@ def training_batch(config: TrainConfig, size: tuple[int, int] | None = None) -> 
     if not isinstance(objective, CurriculumObjective):
         return _shapes(arrays_of(next(iter(objective.dataset(config.seed)))))
     frames, clips = max(objective.windows, key=lambda kind: (kind[0] * kind[1], kind[0]))
-    one = dataclasses.replace(objective, windows=((frames, 1),), window_weights=(1.0,), init_from=None)
+    one = dataclasses.replace(objective, windows=((frames, 1),), window_weights=(1.0,))
     folders = [objective.records] if isinstance(objective.records, str) else list(objective.records)
     if size is None and not all(pathlib.Path(folder).is_dir() for folder in folders):
         raise InputError(f"{folders[0]}: no such records; --size HxW says what pictures to plan for")

@@ -138,7 +138,7 @@ class AttributeObjective:
         }
 
     def loss(
-        self, model: AttributeReader, batch: dict[str, Array | np.ndarray], key: Key[Array, ""]
+        self, model: AttributeReader, batch: dict[str, Array | np.ndarray], key: Key[Array, ""], turn: str = "model"
     ) -> tuple[Float[Array, "b"], dict[str, Array]]:
         """The sum of all cross-entropies and the box's error; accuracies as scalars."""
         del key  # nothing is drawn here: the dataset strews the words

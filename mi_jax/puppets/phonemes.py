@@ -31,7 +31,7 @@ from mi_jax.puppets.speech import (
     speak,
 )
 from mi_jax.rates import FPS, SAMPLE_RATE
-from mi_jax.train.checkpoints import warm_start
+from mi_jax.train.checkpoints import start_from
 
 MOUTH = ("opening", "width", "roundness")
 _MOUTH_MEAN = np.array([0.36, 1.0, 0.2], np.float32)
@@ -136,8 +136,10 @@ class PhonemeObjective:
     init_from: str | None = None
 
     def init(self, key: Key[Array, ""]) -> PhonemeModel:
-        model = PhonemeModel(self.wav2vec2, rngs=nnx.Rngs(key))
-        return model if self.init_from is None else warm_start(model, self.init_from, "wav2vec2")
+        return PhonemeModel(self.wav2vec2, rngs=nnx.Rngs(key))
+
+    def warm_start(self, model: PhonemeModel) -> PhonemeModel:
+        return model if self.init_from is None else start_from(model, self.init_from, "wav2vec2")
 
     def dataset(self, seed: int, share: int = 0, shares: int = 1) -> grain.MapDataset:
         """Clips that do not come again: any of a billion, in order, each with a voice and sentences of its own."""
@@ -153,7 +155,7 @@ class PhonemeObjective:
         return SpeechSource(num_clips=count, frames=self.frames, samples=samples, seed=seed, split=split, speed=speed)
 
     def loss(
-        self, model: PhonemeModel, batch: dict[str, Array | np.ndarray], key: Key[Array, ""]
+        self, model: PhonemeModel, batch: dict[str, Array | np.ndarray], key: Key[Array, ""], turn: str = "model"
     ) -> tuple[Float[Array, "b"], dict[str, Float[Array, ""]]]:
         """The loss of each clip; scalars: cross-entropy, accuracy and mouth error of the last hidden state."""
         model = gather_parameters(model)

@@ -16,7 +16,8 @@ from mi_jax.errors import InputError
 from mi_jax.mesh import gather_parameters
 from mi_jax.models.lpips import load_lpips, lpips
 from mi_jax.models.vae import VAE, VAEConfig
-from mi_jax.train.checkpoints import warm_start
+from mi_jax.train.checkpoints import start_from
+from mi_jax.train.turns import Path, Turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +68,14 @@ class VAEObjective:
 
     def init(self, key: jax.Array) -> VAE:
         # Not jitted: one program with a random draw per parameter takes XLA longer to compile than the training step.
-        vae = VAE(self.vae, rngs=nnx.Rngs(key))
-        return vae if self.init_from is None else warm_start(vae, self.init_from, "vae")
+        return VAE(self.vae, rngs=nnx.Rngs(key))
 
-    def trainable(self, path: tuple[str | int, ...]) -> bool:
-        return not self.decoder_only or path[0] in ("post_quant_conv", "decoder")
+    def warm_start(self, model: VAE) -> VAE:
+        return model if self.init_from is None else start_from(model, self.init_from, "vae")
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        return (Turn(trains=_of_decoder),) if self.decoder_only else (Turn(),)
 
     def dataset(self, seed: int, share: int = 0, shares: int = 1) -> Iterable[dict[str, Any]]:
         """Batches without end: video uint8 [b f H W 3], mouth f32 [b s f 4] (opening, width, x, y; the width is 0 where
@@ -82,7 +86,7 @@ class VAEObjective:
         return batches(grain.MapDataset.source(windows).repeat(), self.batch_size, share, shares)
 
     def loss(
-        self, model: VAE, batch: dict[str, Array | np.ndarray], key: jax.Array
+        self, model: VAE, batch: dict[str, Array | np.ndarray], key: jax.Array, turn: str = "model"
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         model = gather_parameters(model)
         video = to_unit(batch["video"])
@@ -128,23 +132,29 @@ class VAEObjective:
         distance = lpips(*pictures, load_lpips(self.perceptual_blocks), dtype)
         return distance.reshape(len(target), -1).mean(axis=1)
 
-    def sample(self, model: VAE, batch: dict[str, np.ndarray], key: jax.Array) -> dict[str, np.ndarray]:
-        """The batch's clips one below the other, uint8 [f b*H 2*W 3]: truth left, reconstruction right."""
-        video = np.asarray(batch["video"])
-        output = np.asarray(_reconstruct(model, video))
-        both = np.concatenate([video, output], axis=3)
+    def shows(self) -> bool:
+        return True
+
+    def sample(self, model: VAE, batch: dict[str, Array], key: jax.Array) -> dict[str, jax.Array]:
+        """The batch's clips and what the VAE makes of them, uint8 [b f H W 3]."""
+        model, video = gather_parameters(model), to_unit(batch["video"])
+        output = model.decode(model.encode(video)[0])
+        pixels = jnp.clip(jnp.round((output.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+        return {"truth": batch["video"], "output": pixels}
+
+    def show(self, sampled: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The clips one below the other, uint8 [f b*H 2*W 3]: truth left, reconstruction right."""
+        both = np.concatenate([sampled["truth"], sampled["output"]], axis=3)
         return {"reconstruction": np.concatenate(list(both), axis=1)}
+
+
+def _of_decoder(path: Path) -> bool:
+    return path[0] in ("post_quant_conv", "decoder")
 
 
 def to_unit(video: jax.Array) -> jax.Array:
     """uint8 0 .. 255 to f32 -1 .. 1."""
     return video.astype(jnp.float32) / 127.5 - 1.0
-
-
-@jax.jit
-def _reconstruct(model: VAE, video: jax.Array) -> jax.Array:
-    output = model.decode(model.encode(to_unit(video))[0])
-    return jnp.clip(jnp.round((output + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
 def halved(x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 c"]:

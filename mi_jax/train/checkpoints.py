@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -12,7 +14,8 @@ from orbax.checkpoint import v1 as ocp
 from mi_jax.errors import InputError
 from mi_jax.mesh import parameter_spec
 from mi_jax.train.objective import Objective
-from mi_jax.train.state import TrainState, split_model
+from mi_jax.train.state import TrainState, merge_model, split_model
+from mi_jax.weights.configs import read_json
 from mi_jax.weights.native import is_model, load_state
 
 FOLDER = "checkpoints"
@@ -33,38 +36,50 @@ def open_checkpoints(out_dir: pathlib.Path, keep: int) -> ocp.training.Checkpoin
     )
 
 
-def save(checkpoints: ocp.training.Checkpointer, step: int, state: TrainState, place: dict[str, Any]) -> None:
+def save(checkpoints: ocp.training.Checkpointer, step: int, state: TrainState, notes: dict[str, Any]) -> None:
     """Starts the write of a checkpoint; returns once the state may be donated. Waits for the one before, if need be.
 
-    place: how far the data was read, the same for every process: one may be saved for any number of them.
+    notes: JSON to be found again by `restore`, the same for every process: one may be saved for any number of them.
     """
     checkpoints.save_checkpointables_async(
-        step, {"state": named_leaves(state)}, force=True, custom_metadata={"data": json.dumps(place)}
+        step,
+        {"state": named_leaves(state)},
+        force=True,
+        custom_metadata={name: json.dumps(note) for name, note in notes.items()},
     )
 
 
 def restore(checkpoints: ocp.training.Checkpointer, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """The latest checkpoint, laid out like `target` (`abstract`, so that no second state is in memory), and the place
-    in the data that was saved with it.
+    """The latest checkpoint, laid out like `target` (shapes, dtypes and shardings: no second state is in memory), and
+    the notes that were saved with it.
 
     Raises:
       InputError: the checkpoint holds other parameters than `target`: another config wrote it.
     """
-    wanted = named_leaves(target)
     latest = checkpoints.latest
     saved = ocp.metadata(latest.path)
+    names = {_before_turns(name) if _has_no_turns(saved.metadata) else name: name for name in named_leaves(target)}
+    wanted = dict(zip(names, named_leaves(target).values(), strict=True))
     check_leaves(saved.metadata, wanted, str(latest.path))
-    place = (saved.custom_metadata or {}).get("data")
-    if place is None:
+    notes = {name: json.loads(note) for name, note in (saved.custom_metadata or {}).items()}
+    if "data" not in notes:
         raise InputError(f"{latest.path}: does not say how far the data was read; it was written by an older version")
     found = checkpoints.load_checkpointables(latest, {"state": wanted})["state"]
-    return jax.tree.unflatten(jax.tree.structure(target), [found[name] for name in wanted]), json.loads(place)
+    return jax.tree.unflatten(jax.tree.structure(target), [found[name] for name in wanted]), notes
 
 
-def load_ema_state(run: str | pathlib.Path) -> Any:
-    """The EMA of a run's trained parameters (an nnx.State), from its latest checkpoint: what a later stage starts from.
+def _has_no_turns(names: Iterable[str]) -> bool:
+    """Whether a checkpoint was written before objectives had turns: "params.blocks", not "params.model.blocks"."""
+    return any(re.match(r"opt_state\.\d", name) for name in names)
 
-    Arrays lie on the mesh in force, spread as the trainer spreads them; without a mesh, on the first device.
+
+def _before_turns(name: str) -> str:
+    """What a leaf of the only turn was called then."""
+    return re.sub(r"^(params|opt_state|ema)\.model\.", r"\1.", name)
+
+
+def latest_of(run: str | pathlib.Path) -> Any:
+    """The folder of a run's latest checkpoint.
 
     Raises:
       InputError: `run` holds no finished checkpoint.
@@ -74,25 +89,61 @@ def load_ema_state(run: str | pathlib.Path) -> Any:
     latest = ocp.training.Checkpointer(folder).latest if folder.is_dir() else None
     if latest is None:
         raise InputError(f"{run}: holds no finished checkpoint")
+    return latest.path
+
+
+def averaged_names(path: Any, turn: str | None = None) -> dict[str, Any]:
+    """What a checkpoint holds of the trained parameters as they are sampled, by their dotted path in the module: the
+    name of its leaf, shape and dtype. Averages where a turn keeps some, else its parameters; of one turn or of all.
+
+    Raises:
+      InputError: there is no such turn.
+    """
+    saved = ocp.metadata(path).metadata
+    old = _has_no_turns(saved)
+    leaves: dict[str, Any] = {}
+    for field in ("params", "ema"):
+        for name, leaf in saved.items():
+            if name.startswith(f"{field}."):
+                of, rest = ("model", name.removeprefix(f"{field}.")) if old else name.split(".", 2)[1:]
+                if turn in (None, of):
+                    leaves[rest] = (name, tuple(leaf.shape), leaf.dtype)
+    if not leaves:
+        raise InputError(f"{path}: holds no turn {turn!r}")
+    return leaves
+
+
+def load_ema_state(run: str | pathlib.Path, turn: str | None = None) -> Any:
+    """The averages of a run's trained parameters (an nnx.State), of one turn or of all, from its latest checkpoint.
+    A turn that keeps no average gives its parameters.
+
+    Arrays lie on the mesh in force, spread as the trainer spreads them; without a mesh, on the first device.
+
+    Raises:
+      InputError: `run` holds no finished checkpoint, or no such turn.
+    """
+    path = latest_of(run)
     mesh = jax.sharding.get_mesh()
 
-    def target(leaf):
+    def target(shape, dtype):
         if mesh.empty:
             sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         else:
-            sharding = jax.NamedSharding(mesh, parameter_spec(tuple(leaf.shape), mesh))
-        return jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype, sharding=sharding)
+            sharding = jax.NamedSharding(mesh, parameter_spec(shape, mesh))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    saved = ocp.metadata(latest.path).metadata
-    wanted = {name: target(leaf) if name.startswith("ema.") else ocp.PLACEHOLDER for name, leaf in saved.items()}
-    found = ocp.load(latest.path, wanted)
-    names = {name: name.removeprefix("ema.").split(".") for name in wanted if name.startswith("ema.")}
-    paths = {tuple(int(part) if part.isdigit() else part for part in parts): name for name, parts in names.items()}
+    leaves = averaged_names(path, turn)
+    wanted = dict.fromkeys(ocp.metadata(path).metadata, ocp.PLACEHOLDER)
+    wanted |= {name: target(shape, dtype) for name, shape, dtype in leaves.values()}
+    found = ocp.load(path, wanted)
+    paths = {
+        tuple(int(part) if part.isdigit() else part for part in rest.split(".")): leaves[rest][0] for rest in leaves
+    }
     return nnx.from_flat_state({path: nnx.Param(found[name]) for path, name in paths.items()})
 
 
 def load_ema(run: str | pathlib.Path, objective: Objective) -> nnx.Module:
-    """The whole module of a run, with its EMA parameters; those that were not trained are as `init` makes them.
+    """The whole module of a run, with its averaged parameters; those that were not trained are as at its step 0.
 
     Raises:
       InputError: `run` holds no finished checkpoint, or one of another objective.
@@ -100,16 +151,27 @@ def load_ema(run: str | pathlib.Path, objective: Objective) -> nnx.Module:
     config = pathlib.Path(run) / "config.json"
     if not config.is_file():
         raise InputError(f"{config}: no such file; {run} is no training run")
-    averaged = named_leaves(load_ema_state(run))
-    init_key, _ = jax.random.split(jax.random.key(json.loads(config.read_text())["seed"]))
-    graph, params, frozen = split_model(objective.init(init_key), objective)
-    wanted = named_leaves(params)
-    check_leaves(averaged, wanted, str(run))
-    ema = jax.tree.unflatten(jax.tree.structure(params), [averaged[name] for name in wanted])
-    return nnx.merge(graph, ema, frozen)
+    averages = named_leaves(load_ema_state(run))
+    init_key, _ = jax.random.split(jax.random.key(read_json(config)["seed"]))
+    graph, params, frozen = split_model(nnx.eval_shape(objective.init, init_key), objective)
+    if jax.tree.leaves(frozen):
+        frozen = split_model(at_start(objective, init_key), objective)[2]
+    wanted = {name: leaf for part in params.values() for name, leaf in named_leaves(part).items()}
+    check_leaves(averages, wanted, str(run))
+    ema = {
+        turn: jax.tree.unflatten(jax.tree.structure(part), [averages[name] for name in named_leaves(part)])
+        for turn, part in params.items()
+    }
+    return merge_model(graph, ema, frozen)
 
 
-def warm_start(model: nnx.Module, source: str | pathlib.Path, part: str) -> nnx.Module:
+def at_start(objective: Objective, key: jax.Array) -> nnx.Module:
+    """The module at step 0."""
+    model = objective.init(key)
+    return objective.warm_start(model) if hasattr(objective, "warm_start") else model
+
+
+def start_from(model: nnx.Module, source: str | pathlib.Path, part: str) -> nnx.Module:
     """`model` with every leaf that `source` has: a run's averaged ones, or those saved as `part` in a model folder.
 
     What only the model has stays as initialised.
@@ -147,8 +209,3 @@ def check_leaves(found: dict[str, Any], wanted: dict[str, Any], source: str) -> 
     listed = [f"{len(names)} {what} (the first is {names[0]})" for what, names in faults.items() if names]
     if listed:
         raise InputError(f"{source}: written by another config; leaves: {', '.join(listed)}")
-
-
-def abstract(tree: Any) -> Any:
-    """Shapes, dtypes and shardings of a tree of arrays, without the arrays."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)

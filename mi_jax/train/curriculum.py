@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Key
 
 from mi_jax.avatar.folders import load_part, part_config
@@ -22,8 +23,8 @@ from mi_jax.mesh import spec_of
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.tiling import decode_latents
 from mi_jax.models.vae import VAE
-from mi_jax.train.checkpoints import warm_start
-from mi_jax.train.flow import adaptive_loss, base_loss, condition_dropout, motion_loss, squared_error
+from mi_jax.train.checkpoints import start_from
+from mi_jax.train.flow import Velocity, adaptive_loss, base_loss, condition_dropout, motion_loss, squared_error
 from mi_jax.train.state import sharded_init
 from mi_jax.train.windows import cut_window, draw_windows, stack_clips
 
@@ -64,8 +65,10 @@ class CurriculumObjective:
     """Shipped model or model folder whose VAE decodes the samples shown during training."""
 
     def init(self, key: Key[Array, ""]) -> DiT:
-        model = sharded_init(lambda key: DiT(self.dit, rngs=nnx.Rngs(key)), key)
-        return model if self.init_from is None else warm_start(model, self.init_from, "dit")
+        return sharded_init(lambda key: DiT(self.dit, rngs=nnx.Rngs(key)), key)
+
+    def warm_start(self, model: DiT) -> DiT:
+        return model if self.init_from is None else start_from(model, self.init_from, "dit")
 
     def dataset(self, seed: int, share: int = 0, shares: int = 1) -> grain.MapDataset:
         """Batches of windows, any step of which can be drawn on its own; the mixture of lengths is fixed by
@@ -116,7 +119,7 @@ class CurriculumObjective:
         return _open_records([self.records] if isinstance(self.records, str) else self.records, self._longest)
 
     def loss(
-        self, model: DiT, batch: dict[str, Array | np.ndarray], key: Key[Array, ""]
+        self, model: DiT, batch: dict[str, Array | np.ndarray], key: Key[Array, ""], turn: str = "model"
     ) -> tuple[Float[Array, "b"], dict[str, Array]]:
         """`L_total = L_base + lambda L_adap` (Eq. 4) and any motion loss, per example; the means as scalars."""
         keys = jax.random.split(key, 3)
@@ -147,31 +150,33 @@ class CurriculumObjective:
             face_mask=batch["audio_mask"] if self.dit.audio else None,
         )
 
-    def check_sample(self) -> None:
-        """Raises InputError where the VAE that `sample` needs is not there."""
+    def shows(self) -> bool:
+        """Whether a VAE is named that decodes samples. Raises InputError where it is not there."""
         if self.sample_vae is not None:
             part_config(self.sample_vae, "vae")
+        return self.sample_vae is not None
 
-    def sample(self, model: DiT, batch: dict[str, Array | np.ndarray], key: Key[Array, ""]) -> dict[str, np.ndarray]:
-        """The batch's first window, true above generated (20 Euler steps, no guidance), as uint8 frames."""
-        if self.sample_vae is None:
-            return {}
-        batch = {name: jnp.asarray(leaf[:1]) for name, leaf in batch.items()}
+    def sample(self, model: DiT, batch: dict[str, Array], key: Key[Array, ""]) -> dict[str, Array]:
+        """The latents [b t h w c] of a batch's windows, true and generated (20 Euler steps, no guidance)."""
         truth = batch["latents"].astype(jnp.float32)
-        generated = _euler(model, jax.random.normal(key, truth.shape), self.conditions(model, batch), self.shift)
+        noise = jax.random.normal(key, truth.shape, jnp.float32, out_sharding=spec_of(truth))
+        return {"truth": truth, "generated": _euler(model, noise, self.conditions(model, batch), self.shift)}
+
+    def show(self, sampled: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The first window of what `sample` gave, true above generated, as uint8 frames."""
         vae = _cached_vae(self.sample_vae)
-        rows = [to_pixels(decode_latents(vae, latents)[0]) for latents in (truth, generated)]
+        rows = [to_pixels(decode_latents(vae, sampled[name][:1])[0]) for name in ("truth", "generated")]
         return {"truth above, generated below": np.concatenate(rows, axis=1)}
 
 
-@functools.partial(jax.jit, static_argnames="shift")
-def _euler(model: nnx.Module, noise: Array, conditions: Conditions | None, shift: float) -> Array:
-    """Twenty Euler steps along the model's velocity, from noise to clean latents."""
+def _euler(velocity: Velocity, noise: Array, conditions: Conditions | None, shift: float) -> Array:
+    """Twenty Euler steps along a velocity, from noise to clean latents."""
     sigmas = sigma_schedule(20, shift)
 
     def step(x, pair):
-        u = model(x, jnp.full((x.shape[0],), pair[0]), conditions)
-        return euler_step(x, u, *pair), None
+        sigma = jnp.broadcast_to(pair[0], x.shape[:1])
+        sigma = sigma if spec_of(x) is None else jax.reshard(sigma, P(spec_of(x)[0]))
+        return euler_step(x, velocity(x, sigma, conditions), *pair), None
 
     return jax.lax.scan(step, noise, (sigmas[:-1], sigmas[1:]))[0]
 

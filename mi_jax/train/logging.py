@@ -36,12 +36,14 @@ class RunLog:
         """One log line, of the state after `step` steps."""
         for name, value in values.items():
             self._writer.add_scalar(f"train/{name}", value, step)
-        if self._columns is None:
-            self._columns = ["step", *values]
-            _append(self._csv, self._columns)
+        new = [name for name in values if name not in (self._columns or ())]
+        if new:  # the first line; or another turn's
+            self._columns = [*(self._columns or ["step"]), *new]
+            _rewrite(self._csv, [self._columns, *_rows_of(self._csv)[1:]])
         row = {"step": step, **{name: f"{value:.7g}" for name, value in values.items()}}
         _append(self._csv, [row.get(column, "") for column in self._columns])
-        self._bar.set_postfix_str(f"loss {values['loss']:.4g}", refresh=False)
+        loss = next(value for name, value in values.items() if name.rpartition("/")[2] == "loss")
+        self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
 
     def samples(self, step: int, samples: dict[str, Any]) -> None:
         """Pictures uint8 [H W 3] as PNG, videos uint8 [f H W 3] as animated GIF at 25 fps."""
@@ -85,16 +87,27 @@ def _append(path: pathlib.Path, row: list) -> None:
         csv.writer(file).writerow(row)
 
 
+def _rows_of(path: pathlib.Path) -> list[list[str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def _rewrite(path: pathlib.Path, rows: list[list[str]]) -> None:
+    """The rows, each as long as the first."""
+    with written_beside(path) as beside, beside.open("w", newline="") as file:
+        csv.writer(file).writerows([*row, *[""] * (len(rows[0]) - len(row))] for row in rows)
+
+
 def _drop_rows_after(path: pathlib.Path, step: int) -> list[str] | None:
     """Keeps the rows up to `step`; returns the file's columns, None where there is no file to go on with."""
     if step == 0:
         path.unlink(missing_ok=True)
-    if not path.exists():
+    rows = _rows_of(path)
+    if not rows:
         return None
-    with path.open(newline="") as file:
-        rows = list(csv.reader(file))
     # A kill may have cut the last row short: only rows that hold every column count.
     kept = [row for row in rows[1:] if len(row) == len(rows[0]) and row[0].isdigit() and int(row[0]) <= step]
-    with written_beside(path) as beside, beside.open("w", newline="") as file:
-        csv.writer(file).writerows([rows[0], *kept])
+    _rewrite(path, [rows[0], *kept])
     return rows[0]

@@ -1,8 +1,7 @@
 """The trainer: one function for every objective, read from top to bottom."""
 
 import contextlib
-import dataclasses
-import json
+import itertools
 import math
 import multiprocessing
 import os
@@ -17,18 +16,23 @@ import absl.flags
 import grain
 import jax
 import numpy as np
-from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mi_jax.errors import InputError
-from mi_jax.mesh import gather_parameters, make_mesh, on_mesh, shard_parameters
+from mi_jax.mesh import make_mesh, on_mesh
 from mi_jax.train import checkpoints as ckpt
 from mi_jax.train.logging import RunLog
 from mi_jax.train.objective import TrainConfig
 from mi_jax.train.pool import check_pool, kind_of_call, pool_on
-from mi_jax.train.state import TrainState, init_state, make_step, make_steps, split_model
+from mi_jax.train.samples import sampler
+from mi_jax.train.start import fingerprint_of, keep_config, start
+from mi_jax.train.state import TrainState, averaged, make_step, make_steps
+from mi_jax.train.turns import Turn, turn_at, turns_of
+
+MOST_SKIPPED = 10
+"""Steps in a row without a finite loss and gradient that end a run."""
 
 
 def train(config: TrainConfig, out_dir: str | pathlib.Path) -> TrainState:
@@ -54,16 +58,7 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
     objective = config.objective
     chief = jax.process_index() == 0
     check_pool(config)
-    if config.sample_every and hasattr(objective, "check_sample"):
-        objective.check_sample()
-
-    # --- Model and state: masters, moments and EMA spread over the mesh
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    graph, params, frozen = split_model(objective.init(init_key), objective)
-    params, frozen = shard_parameters(params, mesh), shard_parameters(frozen, mesh)
-    state = jax.jit(lambda params, key: init_state(config, params, key))(params, step_key)
-    step_fn = make_steps(config, graph) if config.on_device else make_step(config, graph)
-    del params
+    shows = bool(config.sample_every) and hasattr(objective, "shows") and objective.shows()
 
     # --- Checkpoints: go on where the last one stands
     try:
@@ -71,14 +66,13 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
         checkpoints = ckpt.open_checkpoints(out_dir, config.keep)
     except OSError as error:
         raise InputError(f"{out_dir}: cannot be written ({error.strerror or error})") from None
-    place = None
-    if checkpoints.latest is not None:
-        target = ckpt.abstract(state)
-        del state  # two would need twice the memory
-        state, place = ckpt.restore(checkpoints, target)
-    start = int(jax.device_get(state.step))
+    state, (graph, frozen), place = start(config, mesh, checkpoints, out_dir)
+    first = int(jax.device_get(state.step))
+    programs = {
+        turn.name: (make_steps if config.on_device else make_step)(config, graph, turn) for turn in turns_of(objective)
+    }
     if chief:
-        (out_dir / "config.json").write_text(json.dumps(as_json(config), indent=2) + "\n")
+        keep_config(config, out_dir)
 
     # --- Data
     # Grain's worker processes ask absl for flags, which only an absl program has parsed.
@@ -86,42 +80,48 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
         absl.flags.FLAGS.mark_as_parsed()
     share, shares = share_of_batch(mesh)
     dataset = objective.dataset(config.seed, share, shares)
-    sample = getattr(objective, "sample", None) if config.sample_every else None
     indexed = isinstance(dataset, grain.MapDataset)
-    preview = arrays_of(dataset[0] if indexed else next(iter(dataset))) if sample else None
+    show = None
+    if shows:
+        show = sampler(config, graph, to_devices(dataset[0] if indexed else next(iter(dataset)), mesh, shares))
     pool = iterator = None
     if config.on_device:
         pool, kinds = pool_on(mesh, objective), objective.kinds()
     else:
-        iterator = _read_ahead(dataset, config.workers, start, place)
+        iterator = _read_ahead(dataset, config.workers, first, place)
     by_step = indexed or config.on_device  # the step alone says where to go on
+    notes = {"frozen": fingerprint_of(frozen)}
 
     # --- The loop. It reads a call's numbers only after the next one is under way, so the devices never wait for the
-    # log. A call is one step, or `on_device` of them.
-    log = RunLog(out_dir, config.name, start, config.steps) if chief else None
-    pending, interval, clock = [], [], None
+    # log. A call is one step, or several of one turn, up to the next multiple of `on_device`.
+    log = RunLog(out_dir, config.name, first, config.steps) if chief else None
+    pending, interval, clock, streak = [], [], None, 0
     try:
         with _sigterm() as asked_to_stop:
             each = config.on_device or 1
-            done = start
-            while (step := done) < config.steps:
-                call = step // each
-                done = min((call + 1) * each, config.steps)
+            done = first
+            for calls in itertools.count(1):
+                if (step := done) >= config.steps:
+                    break
+                turn, end = turn_at(objective, step), min((step // each + 1) * each, config.steps)
+                done = next((k for k in range(step + 1, end) if turn_at(objective, k) != turn), end)
                 if pool is None:
                     told = (to_devices(_next(iterator, step), mesh, shares),)
                 else:
-                    told = pool, kind_of_call(config.seed, call, kinds), done - step
+                    told = pool, kind_of_call(config.seed, step // each, kinds), done - step
                 with jax.transfer_guard_host_to_device("disallow"):
-                    state, metrics = step_fn(state, frozen, *told)
-                last, stop = done == config.steps, asked_to_stop(call + 1)
+                    state, metrics = programs[turn.name](state, frozen, *told)
+                last, stop = done == config.steps, asked_to_stop(calls)
                 saving = _due(config.checkpoint_every, step, done) or last or stop
                 clock = clock or (done, time.perf_counter())  # from here on: compiling is not speed
-                pending.append((step, done, metrics))
+                pending.append((step, done, turn.name, metrics))
 
                 # What a checkpoint holds is logged before: a run that goes on from it has the whole log.
                 while len(pending) > (0 if saving else 1):
-                    before, count, values = pending.pop(0)
-                    interval += _each_step(jax.device_get(values))
+                    before, count, name, values = pending.pop(0)
+                    rows = _each_step(jax.device_get(values))
+                    interval += [(name, row) for row in rows]
+                    streak = _skipped_in_a_row(streak, rows)
                     if log:
                         log.progress(count - before)
                     if _due(config.log_every, before, count) or count == config.steps:
@@ -130,16 +130,21 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
                         if log:
                             log.scalars(count, summarise(interval) | {"steps_per_second": speed})
                         interval, clock = [], (count, now)
+                    if streak >= MOST_SKIPPED:
+                        latest = checkpoints.latest
+                        kept = f"the checkpoint of step {latest.step} stays" if latest else "there is no checkpoint"
+                        raise InputError(
+                            f"{out_dir}: the last {streak} steps up to {count} were skipped, for their loss or "
+                            f"gradient was not finite; {kept}"
+                        )
 
                 if saving:
-                    ckpt.save(checkpoints, done, state, {"batches": done} if by_step else iterator.get_state())
-                if sample and (_due(config.sample_every, step, done) or last):
-                    averaged = gather_parameters((state.ema, frozen))  # all processes take part in it
+                    data = {"batches": done} if by_step else iterator.get_state()
+                    ckpt.save(checkpoints, done, state, notes | {"data": data})
+                if show and (_due(config.sample_every, step, done) or last):
+                    samples = show(averaged(state), frozen, done)  # all processes take part in it
                     if log:
-                        here = jax.tree.map(lambda leaf: leaf.addressable_data(0), (averaged, step_key))
-                        with on_mesh(make_mesh(data=1, devices=jax.local_devices()[:1])):
-                            averaged, key = nnx.merge(graph, *here[0]), jax.random.fold_in(here[1], done)
-                            log.samples(done, sample(averaged, preview, key))
+                        log.samples(done, samples())
                 if stop and not last:
                     raise SystemExit(128 + signal.SIGTERM)
     finally:
@@ -232,31 +237,32 @@ def _each_step(metrics: dict[str, np.ndarray]) -> list[dict[str, float]]:
     return [dict(zip(metrics, map(float, row), strict=True)) for row in rows]
 
 
-def summarise(interval: list[dict[str, float]]) -> dict[str, float]:
-    """Means over an interval's finite values; the last one of what is a state rather than a measurement."""
+def _skipped_in_a_row(streak: int, rows: list[dict[str, float]]) -> int:
+    """How many steps were skipped in a row, up to the last of `rows`, before which `streak` were. A step that was
+    skipped has a loss or a gradient that is not finite."""
+    for row in rows:
+        finite = math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])
+        streak = 0 if finite else streak + 1
+    return streak
+
+
+def summarise(interval: list[tuple[str, dict[str, float]]]) -> dict[str, float]:
+    """Means over an interval's finite values, and the last one of what is a state rather than a measurement, of (turn,
+    numbers of a step). With several turns all but the count of skipped steps are named by turn: "critic/loss"."""
+    columns: dict[str, list[float]] = {}
+    for turn, row in interval:
+        for name in sorted(row, key=lambda name: (name != "loss", name)):
+            label = f"{turn}/{name}" if turn != Turn().name and name != "skipped" else name
+            columns.setdefault(label, []).append(row[name])
     summary = {}
-    for name in sorted(interval[-1], key=lambda name: (name != "loss", name)):
-        values = [metrics[name] for metrics in interval]
+    for label in sorted(columns, key=lambda label: (label.rpartition("/")[2] != "loss", label)):
+        values = columns[label]
         finite = [value for value in values if math.isfinite(value)]
-        if name in ("skipped", "learning_rate"):
-            summary[name] = values[-1]
+        if label.rpartition("/")[2] in ("skipped", "learning_rate"):
+            summary[label] = values[-1]
         else:
-            summary[name] = sum(finite) / len(finite) if finite else math.nan
+            summary[label] = sum(finite) / len(finite) if finite else math.nan
     return summary
-
-
-def as_json(value: Any) -> Any:
-    """A config as JSON: dataclasses as objects that name their class, whatever JSON has no form for as its repr."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"class": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
-    if isinstance(value, dict):
-        return {str(key): as_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [as_json(item) for item in value]
-    if isinstance(value, (str, int, float, bool)) or value is None:
-        return value
-    return str(value) if isinstance(value, pathlib.PurePath) else repr(value)
 
 
 def _next(iterator: Any, step: int) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 import dataclasses
 import pathlib
 import runpy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import jax
 from flax import nnx
 
 from mi_jax.errors import InputError
+from mi_jax.train.turns import OptimizerConfig
 
 
 @runtime_checkable
@@ -17,11 +18,17 @@ class Objective(Protocol):
     """A model, its data and its loss. Implementations are frozen, keyword-only dataclasses, part of the config.
 
     Some members are optional:
-      sample(model, batch, key) -> dict[str, np.ndarray]: uint8 pictures [H W 3] or videos [f H W 3] to look at while
-        training. `batch` holds NumPy arrays: the dataset's first batch, the same one every time.
-      check_sample() -> None: raises InputError where something that `sample` needs is missing; asked before step 0.
-      trainable(path) -> bool: whether the parameter at this path of the module (a tuple of names and indices) is
-        trained; the others keep the values that `init` gave them. Without it every `nnx.Param` is trained.
+      warm_start(model) -> nnx.Module: the module at step 0, where `init`'s is to start from earlier weights. A run that
+        goes on reads its checkpoint instead, unless some parameters are frozen.
+      turns: the `Turn`s, each with the part of the module that it trains; without them all of it is one. What none
+        trains is frozen: it keeps its values and dtypes, and no checkpoint holds it.
+      turn(step) -> str: with several turns, the name of the one whose step it is, by the number of the step alone.
+      shows() -> bool: whether there is anything to show while training; raises InputError where something that it needs
+        is missing. Asked before step 0. With it come
+      sample(model, batch, key) -> arrays: traced, on the mesh that trains, of the dataset's first batch, the same one
+        every time, and the averaged parameters in the compute dtype; and
+      show(sampled) -> dict[str, np.ndarray]: of these arrays as NumPy's, on one process: uint8 pictures [H W 3] or
+        videos [f H W 3].
       pool() -> dict[str, np.ndarray], kinds() -> tuple[float, ...], draw(pool, key, kind) -> dict[str, jax.Array]:
         all three, for `TrainConfig.on_device`. The pool is all of the training set, to lie whole in the memory of every
         device; kinds are the shares of the kinds of batches (one program each); `draw` is jittable but for `kind`, a
@@ -29,7 +36,8 @@ class Objective(Protocol):
     """
 
     def init(self, key: jax.Array) -> nnx.Module:
-        """The module at step 0, all parameters f32. The same key must give the same module."""
+        """The module, all trained parameters f32. The same key must give the same module; it is also called for its
+        shapes alone (`nnx.eval_shape`)."""
         ...
 
     def dataset(self, seed: int, share: int = 0, shares: int = 1) -> Iterable[dict[str, Any]]:
@@ -41,9 +49,9 @@ class Objective(Protocol):
         ...
 
     def loss(
-        self, model: nnx.Module, batch: dict[str, jax.Array], key: jax.Array
+        self, model: nnx.Module, batch: dict[str, jax.Array], key: jax.Array, turn: str
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The loss of each example [b], and scalars to log beside it."""
+        """What the turn of this name minimises, for each example [b], and scalars to log beside it."""
         ...
 
 
@@ -52,17 +60,11 @@ O = TypeVar("O")  # noqa: E741 (an Objective; unbound, because a Protocol bound 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(Generic[O]):
-    """One experiment: AdamW with warm-up, a flat rate and a linear decay to 0, gradient clipping and an EMA.
+    """One experiment.
 
     name: what the experiment is called in logs.
     steps: optimiser steps in the whole run; the run is done when this many have been taken or skipped.
-    learning_rate: of the flat part.
-    warmup_steps: steps of linear warm-up; step k runs at (k + 1) / warmup_steps of the rate.
-    decay_fraction: share of the steps, at the end, over which the rate falls linearly to 0; 0 keeps it constant.
-    weight_decay: decoupled (AdamW), on every trained parameter, as PyTorch's default.
-    clip_norm: the gradient's global norm is clipped to this.
-    ema_decay: EMA of the parameters, warmed up as min(ema_decay, (1 + step) / (10 + step)).
-    optimizer: AdamW, or Muon for the matrices and Adam for the rest (Jordan et al. 2024; both with decoupled decay).
+    optimizer: of every turn that has none of its own.
     compute_dtype: the masters are f32; the loss sees the parameters in this dtype.
     matmul_precision: JAX's, for products of f32; "bfloat16" rounds their operands, not their sums
       (`models.layers.matmul`).
@@ -80,15 +82,7 @@ class TrainConfig(Generic[O]):
     name: str
     objective: O
     steps: int
-    learning_rate: float
-    warmup_steps: int = 0
-    decay_fraction: float = 0.0
-    weight_decay: float = 0.01
-    b1: float = 0.9
-    b2: float = 0.999
-    clip_norm: float = 1.0
-    ema_decay: float = 0.999
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: OptimizerConfig
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     matmul_precision: Literal["default", "bfloat16", "float32"] = "default"
     seed: int = 0
@@ -104,7 +98,6 @@ class TrainConfig(Generic[O]):
     def __post_init__(self):
         at_least = {
             "steps": 1,
-            "warmup_steps": 0,
             "accumulate": 1,
             "seq": 1,
             "workers": 0,
@@ -117,22 +110,6 @@ class TrainConfig(Generic[O]):
         for field, least in at_least.items():
             if getattr(self, field) < least:
                 raise InputError(f"{self.name}: {field} is {getattr(self, field)}, must be at least {least}")
-        for field in ("decay_fraction", "ema_decay"):
-            if not 0.0 <= getattr(self, field) <= 1.0:
-                raise InputError(f"{self.name}: {field} is {getattr(self, field)}, must lie in [0, 1]")
-
-
-def learning_rate(config: TrainConfig) -> Callable[[jax.Array], jax.Array]:
-    """The rate of step k = 0, 1, ...: linear warm-up, flat, linear decay that would reach 0 at `config.steps`."""
-    decay_steps = config.decay_fraction * config.steps
-
-    def rate(step):
-        step = jax.numpy.asarray(step, jax.numpy.float32)
-        warmup = jax.numpy.minimum(1.0, (step + 1.0) / max(config.warmup_steps, 1))
-        left = jax.numpy.clip((config.steps - step) / decay_steps, 0.0, 1.0) if decay_steps else 1.0
-        return config.learning_rate * warmup * left
-
-    return rate
 
 
 def load_config(path: str | pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:

@@ -1,7 +1,6 @@
 """The state of a training run and the one optimiser step that carries it forward."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,10 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from mi_jax.errors import InputError
 from mi_jax.mesh import batch_axis, parameter_spec, per_device, spec_of
-from mi_jax.train.objective import Objective, TrainConfig, learning_rate
-
-MUON_RMS = 0.2
-"""Scale of Muon's updates, about that of Adam's, so that one learning rate serves both (Liu et al., 2502.16982)."""
+from mi_jax.train.objective import Objective, TrainConfig
+from mi_jax.train.turns import OptimizerConfig, Turn, turns_of
 
 NO_STEP = np.uint32(0xFFFF_FFFF)
 """A step that no run reaches: what is folded into the run's key there is folded into it nowhere else."""
@@ -29,16 +26,18 @@ NO_STEP = np.uint32(0xFFFF_FFFF)
 class TrainState:
     """Everything a run needs to go on, as one pytree. Fields are untyped: JAX also fills them with tracers and specs.
 
-    step: int32, optimiser steps taken or skipped. key: uint32 key data; step k draws from fold_in(key, k).
-    params, ema: Any of the trained parameters, f32. opt_state: Adam's moments. skipped: int32, steps skipped
-    because the loss or its gradient was not finite.
+    step: int32, optimiser steps taken or skipped, of all turns together. key: uint32 key data; step k draws from
+    fold_in(key, k).
+    params, opt_state, ema: by the name of the turn: the parameters that it trains (f32), its optimiser's moments, and
+    the average of the parameters where it keeps one.
+    skipped: int32, steps skipped because the loss or its gradient was not finite.
     """
 
     step: Any
     key: Any
-    params: Any
-    opt_state: Any
-    ema: Any
+    params: dict[str, Any]
+    opt_state: dict[str, Any]
+    ema: dict[str, Any]
     skipped: Any
 
 
@@ -57,70 +56,82 @@ def sharded_init(make: Callable[[jax.Array], nnx.Module], key: jax.Array) -> nnx
     return nnx.merge(graph, jax.jit(draw)(key))
 
 
-def split_model(model: nnx.Module, objective: Objective) -> tuple[Any, Any, Any]:
-    """(graph definition, trained parameters, everything else): by the objective's `trainable`, if it has one."""
-    trainable = getattr(objective, "trainable", lambda path: True)
-    return nnx.split(model, lambda path, leaf: isinstance(leaf, nnx.Param) and trainable(path), ...)
+def split_model(model: nnx.Module, objective: Objective) -> tuple[Any, dict[str, Any], Any]:
+    """(graph definition, the parameters of each turn by its name, everything else).
+
+    Raises:
+      ValueError: two turns train the same parameter.
+    """
+    turns = turns_of(objective)
+    for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        trained_by = [turn.name for turn in turns if turn.trains(path)]
+        if len(trained_by) > 1:
+            raise ValueError(f"{'.'.join(map(str, path))} is trained by {' and '.join(trained_by)}")
+
+    def of(turn):
+        return lambda path, leaf: isinstance(leaf, nnx.Param) and turn.trains(path)
+
+    graph, *params, frozen = nnx.split(model, *map(of, turns), ...)
+    return graph, dict(zip((turn.name for turn in turns), params, strict=True)), frozen
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW or Muon on clipped gradients, up to the factor -learning_rate, which the step applies itself (it logs it,
-    too)."""
-    direction = optax.scale_by_adam(b1=config.b1, b2=config.b2)
-    if config.optimizer == "muon":
-        muon = optax.chain(
-            optax.contrib.scale_by_muon(weight_dimension_numbers=_matrices),
-            optax.stateless(lambda updates, _: jax.tree.map(_at_muon_rms, updates)),
-        )
-        direction = optax.partition({"muon": muon, "adam": direction}, _muon_or_adam)
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm), direction, optax.add_decayed_weights(config.weight_decay)
-    )
+def merge_model(graph: Any, params: dict[str, Any], frozen: Any) -> nnx.Module:
+    """The module that `split_model` split."""
+    return nnx.merge(graph, *params.values(), frozen)
 
 
-def _muon_or_adam(params: Any) -> Any:
-    """Muon for the kernels of linear maps and convolutions, Adam for biases, norms, embeddings and queries."""
-
-    def label(path, _leaf):
-        return "muon" if any(getattr(entry, "key", None) == "kernel" for entry in path) else "adam"
-
-    return jax.tree_util.tree_map_with_path(label, params)
+def averaged(state: TrainState) -> dict[str, Any]:
+    """The parameters of each turn as they are sampled and handed on: their averages, where there are some."""
+    return state.params | state.ema
 
 
-def _at_muon_rms(update: jax.Array) -> jax.Array:
-    """An orthogonal [n m] matrix has entries of RMS 1 / sqrt(max(n, m))."""
-    inputs = math.prod(update.shape[:4]) if update.ndim == 5 else update.shape[-2]
-    return update * (MUON_RMS * math.sqrt(max(inputs, update.shape[-1])))
+def optimizer_of(config: TrainConfig, turn: Turn) -> OptimizerConfig:
+    return config.optimizer if turn.optimizer is None else turn.optimizer
 
 
-def _matrices(params: Any) -> Any:
-    """How each kernel is a matrix: all taps of a 3D convolution are inputs, a leading axis of layers is a batch."""
-
-    def matrix(kernel):
-        return optax.contrib.MuonDimensionNumbers((0, 1, 2, 3) if kernel.ndim == 5 else -2, -1)
-
-    return jax.tree.map(matrix, params)
-
-
-def init_state(config: TrainConfig, params: Any, key: jax.Array) -> TrainState:
+def init_state(config: TrainConfig, params: dict[str, Any], key: jax.Array) -> TrainState:
     """The state before step 0. `key` is typed. Params and EMA are separate buffers: the step donates both."""
+    turns = {turn.name: optimizer_of(config, turn) for turn in turns_of(config.objective)}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         key=jax.random.key_data(key),
         params=params,
-        opt_state=make_optimizer(config).init(params),
-        ema=jax.tree.map(jnp.copy, params),
+        opt_state={name: optimizer.transformation().init(params[name]) for name, optimizer in turns.items()},
+        ema={
+            name: jax.tree.map(jnp.copy, params[name])
+            for name, optimizer in turns.items()
+            if optimizer.ema_decay is not None
+        },
         skipped=jnp.zeros((), jnp.int32),
     )
 
 
+@jax.jit
+def fingerprint(tree: Any) -> jax.Array:
+    """Two uint32 that tell the bits of one tree of arrays from those of another, on whatever devices they lie."""
+
+    def words(leaf):
+        return jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
+
+    total = jnp.zeros(2, jnp.uint32)
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        bits = words(leaf) * jnp.uint32(2 * number + 1)
+        total += jnp.stack([jnp.sum(bits, dtype=jnp.uint32), jnp.sum(bits * bits, dtype=jnp.uint32)])
+    return total
+
+
 def compute_copy(tree: Any, dtype: str) -> Any:
-    """The parameters as the loss sees them: in `dtype`, spread as the masters are.
+    """The parameters as the loss sees them: in `dtype` where theirs is wider, spread as the masters are.
 
     Models gather them where they are used (`mesh.gather_parameters`), one layer at a time if they are large;
     cast before that, so that half the bytes travel. Autodiff turns the gather into the scatter of the gradient.
     """
-    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+    def cast(x):
+        wider = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize > jnp.dtype(dtype).itemsize
+        return x.astype(dtype) if wider else x
+
+    return jax.tree.map(cast, tree)
 
 
 def _update(optimizer: optax.GradientTransformation, grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
@@ -153,19 +164,20 @@ def _accumulated(grad: Callable, parts: int, params: Any, frozen: Any, batch: di
     return jax.tree.map(jnp.mean, values), jax.tree.map(lambda total: total / parts, grads)
 
 
-def make_step(config: TrainConfig, graph: Any) -> Callable:
-    """`step(state, frozen, batch) -> (state, metrics)`, jitted; `state` is donated. Compiled once per batch shape."""
-    return jax.jit(_step_of(config, graph), donate_argnums=0)
+def make_step(config: TrainConfig, graph: Any, turn: Turn | None = None) -> Callable:
+    """`step(state, frozen, batch) -> (state, metrics)`, jitted: one step of `turn` (by default the objective's only
+    one); `state` is donated. Compiled once per batch shape."""
+    return jax.jit(_step_of(config, graph, turn), donate_argnums=0)
 
 
-def make_steps(config: TrainConfig, graph: Any) -> Callable:
+def make_steps(config: TrainConfig, graph: Any, turn: Turn | None = None) -> Callable:
     """`steps(state, frozen, pool, kind, count) -> (state, metrics)`, jitted: `count` steps of `make_step` in one call,
     each on a batch that the objective draws out of `pool`; metrics [count]. `state` is donated. Compiled once per kind
     and count.
 
     What step k draws depends on the run's key and k alone.
     """
-    step = _step_of(config, graph)
+    step = _step_of(config, graph, turn)
 
     @partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
     def steps(state: TrainState, frozen: Any, pool: dict[str, jax.Array], kind: int, count: int):
@@ -182,38 +194,47 @@ def draw_key(state: TrainState) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(state.key), NO_STEP), state.step)
 
 
-def _step_of(config: TrainConfig, graph: Any) -> Callable:
+def _step_of(config: TrainConfig, graph: Any, turn: Turn | None) -> Callable:
     """The optimiser step itself, for a call of one or a scan over several."""
-    optimizer, rate = make_optimizer(config), learning_rate(config)
+    if turn is None:
+        (turn,) = turns_of(config.objective)
+    settings, name = optimizer_of(config, turn), turn.name
+    optimizer = settings.transformation()
 
-    def mean_loss(params, frozen, batch, key):
-        params, frozen = (compute_copy(tree, config.compute_dtype) for tree in (params, frozen))
-        losses, extras = config.objective.loss(nnx.merge(graph, params, frozen), batch, key)
+    def mean_loss(params, constant, batch, key):
+        params, constant = (compute_copy(tree, config.compute_dtype) for tree in (params, constant))
+        model = nnx.merge(graph, params, *constant)
+        losses, extras = config.objective.loss(model, batch, key, name)
         return losses.astype(jnp.float32).mean(), extras
 
     def step(state: TrainState, frozen: Any, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+        old_params, others = state.params[name], [tree for of, tree in state.params.items() if of != name]
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        grad = jax.value_and_grad(mean_loss, has_aux=True)
         with jax.default_matmul_precision(config.matmul_precision):
-            (loss, extras), grads = _accumulated(
-                jax.value_and_grad(mean_loss, has_aux=True), config.accumulate, state.params, frozen, batch, key
-            )
-        norm, lr = optax.tree.norm(grads), rate(state.step)
+            (loss, extras), grads = _accumulated(grad, config.accumulate, old_params, (*others, frozen), batch, key)
+        norm, lr = optax.tree.norm(grads), settings.rate(state.step, config.steps)
 
         with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction raises a float to an int32 power
-            updates, opt_state = _update(optimizer, grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-        count = state.step.astype(jnp.float32)
-        decay = jnp.minimum(config.ema_decay, (1.0 + count) / (10.0 + count))
-        ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema, params)
+            updates, opt_state = _update(optimizer, grads, state.opt_state[name], old_params)
+        params, ema = jax.tree.map(lambda p, u: p - lr * u, old_params, updates), {}
+        if name in state.ema:
+            count = state.step.astype(jnp.float32)
+            decay = jnp.minimum(settings.ema_decay, (1.0 + count) / (10.0 + count))
+            ema = {name: jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema[name], params)}
 
         # A sum of squares overflows before any entry of the gradient does, so the norm speaks for all of them.
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        old = (state.params, state.opt_state, state.ema)
-        params, opt_state, ema = jax.tree.map(partial(jnp.where, finite), (params, opt_state, ema), old)
+        new = {"params": {name: params}, "opt_state": {name: opt_state}, "ema": ema}
+        old = {field: {of: getattr(state, field)[of] for of in part} for field, part in new.items()}
+        new = jax.tree.map(partial(jnp.where, finite), new, old)
         skipped = state.skipped + (~finite).astype(jnp.int32)
-        new = dataclasses.replace(
-            state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema, skipped=skipped
+        state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            skipped=skipped,
+            **{field: getattr(state, field) | part for field, part in new.items()},
         )
-        return new, {"loss": loss, "grad_norm": norm, "learning_rate": lr, "skipped": skipped, **extras}
+        return state, {"loss": loss, "grad_norm": norm, "learning_rate": lr, "skipped": skipped, **extras}
 
     return step

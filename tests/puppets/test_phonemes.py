@@ -11,6 +11,7 @@ from flax import nnx
 from mi_jax.models.wav2vec2 import Wav2Vec2Config
 from mi_jax.puppets.phonemes import PhonemeModel, PhonemeObjective, SpeechSource, cross_entropy, measure, play_at
 from mi_jax.puppets.speech import OPEN, PHONEME_CLASSES, SILENCE, Speech, sample_voice
+from mi_jax.train.checkpoints import at_start
 
 TINY = Wav2Vec2Config(
     conv_dim=16, width=32, num_layers=2, num_heads=2, mlp_width=64, position_kernel=8, position_groups=4
@@ -160,7 +161,7 @@ def test_echoes_are_a_filter_of_the_stated_size_and_length():
 def test_a_run_goes_on_from_another(model, tmp_path, monkeypatch):
     monkeypatch.setattr("mi_jax.train.checkpoints.load_ema_state", lambda source: nnx.state(model))
     objective = PhonemeObjective(wav2vec2=TINY, init_from=str(tmp_path))
-    started = jax.jit(objective.init)(jax.random.key(7))
+    started = at_start(objective, jax.random.key(7))
     for there, here in zip(jax.tree.leaves(model), jax.tree.leaves(started), strict=True):
         np.testing.assert_array_equal(there, here)
 

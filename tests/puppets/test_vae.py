@@ -13,8 +13,10 @@ from tiny_avatar import draw_weights
 from mi_jax.models.lpips import load_lpips, lpips
 from mi_jax.models.vae import VAE, VAEConfig
 from mi_jax.puppets.vae import VAEObjective, measure_scaling_factor, mouth_disc, mouths, psnr, to_unit, weighted_l1
+from mi_jax.train.checkpoints import at_start
 from mi_jax.train.objective import TrainConfig
 from mi_jax.train.state import init_state, make_step, split_model
+from mi_jax.train.turns import OptimizerConfig
 from mi_jax.weights.native import save_model
 
 TINY = dataclasses.replace(VAEConfig.puppet(), widths=(12, 16, 16, 16), latent_channels=4)
@@ -125,7 +127,8 @@ def test_dataset_is_the_same_every_time_and_fits_the_loss():
 
 def test_sample_shows_truth_beside_reconstruction(fresh):
     batch = example()
-    picture = OBJECTIVE.sample(fresh, batch, jax.random.key(1))["reconstruction"]
+    sampled = jax.jit(OBJECTIVE.sample)(fresh, {"video": batch["video"]}, jax.random.key(1))
+    picture = OBJECTIVE.show(jax.tree.map(np.asarray, sampled))["reconstruction"]
     assert picture.shape == (5, 64, 64, 3)
     assert picture.dtype == np.uint8
     np.testing.assert_array_equal(picture[:, 32:, :32], batch["video"][1])
@@ -249,12 +252,12 @@ def test_a_decoder_trained_alone_decodes_the_same_latents(tmp_path):
     start = draw_weights(VAE, TINY, 7)
     save_model(tmp_path / "model", {"vae": start}, {}, dtype=np.float32)
     objective = dataclasses.replace(OBJECTIVE, init_from=str(tmp_path / "model"), decoder_only=True)
-    config = TrainConfig(name="decoder", objective=objective, steps=1, learning_rate=1e-2)
-    graph, params, frozen = split_model(objective.init(jax.random.key(0)), objective)
-    assert {path[0] for path, _ in nnx.to_flat_state(params)} == {"post_quant_conv", "decoder"}
+    config = TrainConfig(name="decoder", objective=objective, steps=1, optimizer=OptimizerConfig(learning_rate=1e-2))
+    graph, params, frozen = split_model(at_start(objective, jax.random.key(0)), objective)
+    assert {path[0] for path, _ in nnx.to_flat_state(params["model"])} == {"post_quant_conv", "decoder"}
     told = {name: jnp.asarray(x) for name, x in example(b=1, f=1, size=16).items()}
     state, _ = make_step(config, graph)(init_state(config, params, jax.random.key(1)), frozen, told)
-    before, after = (dict(nnx.to_flat_state(tree)) for tree in (nnx.state(start), state.params))
+    before, after = (dict(nnx.to_flat_state(tree)) for tree in (nnx.state(start), state.params["model"]))
     for path, leaf in nnx.to_flat_state(frozen):
         np.testing.assert_array_equal(leaf[...], before[path][...])
     moved = [path for path, leaf in after.items() if not np.array_equal(leaf[...], before[path][...])]

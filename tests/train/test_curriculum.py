@@ -17,9 +17,11 @@ from mi_jax.data.records import write_records
 from mi_jax.errors import InputError
 from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.dit import DiT
+from mi_jax.train.checkpoints import at_start
 from mi_jax.train.curriculum import CurriculumObjective, _euler
 from mi_jax.train.loop import train
 from mi_jax.train.objective import TrainConfig
+from mi_jax.train.turns import OptimizerConfig
 from mi_jax.train.windows import cut_window
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -148,7 +150,7 @@ def test_warm_start_keeps_stage_1_and_adds_audio(tmp_path, monkeypatch):
     stage1 = draw_weights(DiT, dataclasses.replace(TINY, audio=None), 5)
     old = nnx.state(stage1)
     monkeypatch.setattr("mi_jax.train.checkpoints.load_ema_state", lambda run: old)
-    stage2 = CurriculumObjective(dit=TINY, records="", init_from="stage1").init(jax.random.key(6))
+    stage2 = at_start(CurriculumObjective(dit=TINY, records="", init_from="stage1"), jax.random.key(6))
     told = {name: jnp.asarray(x) for name, x in batch(2).items()}
     objective = CurriculumObjective(dit=TINY, records="")
     x, sigma = told["latents"].astype(jnp.float32), jnp.asarray([0.3, 0.8])
@@ -160,14 +162,14 @@ def test_warm_start_keeps_stage_1_and_adds_audio(tmp_path, monkeypatch):
     )
     wider = dataclasses.replace(TINY, width=48, rope_axes=(8, 8, 8))
     with pytest.raises(InputError, match="the model wants"):
-        CurriculumObjective(dit=wider, records="", init_from="stage1").init(jax.random.key(6))
+        at_start(CurriculumObjective(dit=wider, records="", init_from="stage1"), jax.random.key(6))
 
 
 def test_stage_2_at_13b_and_720p_is_traced_without_an_array():
     """configs/magic_infinite_stage2.py at 720x1280x129: 33 x 90 x 160 latents, 118,800 video tokens."""
     config = runpy.run_path(str(CONFIGS / "magic_infinite_stage2.py"))["config"]
-    objective = dataclasses.replace(config.objective, init_from=None)
-    assert (config.steps, config.learning_rate, objective.adaptive_weight) == (30_000, 1e-5, 10.0)
+    objective = config.objective
+    assert (config.steps, config.optimizer.learning_rate, objective.adaptive_weight) == (30_000, 1e-5, 10.0)
     shape = lambda *s, dtype=jnp.float16: jax.ShapeDtypeStruct(s, dtype)  # noqa: E731
     told = {
         "latents": shape(1, 33, 90, 160, 16),
@@ -214,10 +216,16 @@ def test_samples_follow_the_velocity():
 def test_what_samples_need_is_looked_for_before_the_first_step(tmp_path):
     objective = CurriculumObjective(dit=TINY, records=str(tmp_path), sample_vae=str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="nowhere: no such model"):
-        train(TrainConfig(name="test", objective=objective, steps=1, learning_rate=0.1), tmp_path / "run")
+        train(
+            TrainConfig(name="test", objective=objective, steps=1, optimizer=OptimizerConfig(learning_rate=0.1)),
+            tmp_path / "run",
+        )
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / "config.json").write_text("{}")
     objective = dataclasses.replace(objective, sample_vae=str(tmp_path / "part"))
     with pytest.raises(InputError, match="says nothing of 'vae'"):
-        train(TrainConfig(name="test", objective=objective, steps=1, learning_rate=0.1), tmp_path / "run")
+        train(
+            TrainConfig(name="test", objective=objective, steps=1, optimizer=OptimizerConfig(learning_rate=0.1)),
+            tmp_path / "run",
+        )
     assert not (tmp_path / "run").exists()

@@ -1,6 +1,4 @@
-import csv
 import dataclasses
-import hashlib
 import io
 import itertools
 import json
@@ -10,7 +8,6 @@ import signal
 import subprocess
 import sys
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,79 +15,16 @@ import optax
 import pytest
 from flax import nnx
 from PIL import Image
+from tiny_training import Regression, config, digests, rows
 
 from mi_jax.errors import InputError
-from mi_jax.mesh import gather_parameters, make_mesh
+from mi_jax.mesh import make_mesh
 from mi_jax.train.checkpoints import load_ema, load_ema_state, named_leaves
 from mi_jax.train.logging import RunLog, encode_gif, encode_png
 from mi_jax.train.loop import to_devices, train
-from mi_jax.train.objective import TrainConfig, learning_rate, load_config
+from mi_jax.train.objective import load_config
 from mi_jax.train.state import init_state, make_step, split_model
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Regression:
-    """A two-layer network learns a sine from random points: random data, shuffling, prefetch and noise in the loss."""
-
-    width: int = 16
-    batch: int = 8
-    lengths: tuple[int, ...] = (4,)  # points per example, one length per batch in turn
-    noise: float = 0.01
-    poisoned: tuple[int, ...] = ()  # batches that hold a NaN
-    batches: int | None = None
-    frozen: str = ""
-    die: bool = False  # at the first sample, as by SIGKILL
-
-    def init(self, key):
-        rngs = nnx.Rngs(params=key)
-        layers = {"inner": nnx.Linear(3, self.width, rngs=rngs), "outer": nnx.Linear(self.width, 1, rngs=rngs)}
-        return nnx.Dict(**layers)
-
-    def trainable(self, path):
-        return path[0] != self.frozen
-
-    def dataset(self, seed, share=0, shares=1):
-        def draw(i, rng):
-            x = rng.normal(size=(self.lengths[i % len(self.lengths)], self.batch, 3)).astype(np.float32)
-            x = np.array_split(x, shares, axis=1)[share]
-            if i in self.poisoned:
-                x[0, 0, 0] = np.nan
-            x = np.moveaxis(x, 1, 0)
-            return {"x": x, "y": np.sin(x.sum(-1, keepdims=True)), "name": np.array([str(i)] * x.shape[0])}
-
-        # Shuffled, unless a test speaks of certain batches.
-        indices = grain.MapDataset.range(self.batches or 10_000).seed(seed)
-        if not (self.poisoned or self.batches or self.lengths != (4,)):
-            indices = indices.shuffle()
-        return (indices if self.batches else indices.repeat()).random_map(draw)
-
-    def loss(self, model, batch, key):
-        model = gather_parameters(model)
-        x = batch["x"].astype(model["inner"].kernel.dtype)
-        x = x + self.noise * jax.random.normal(key, x.shape, x.dtype)
-        error = jnp.square(model["outer"](jnp.tanh(model["inner"](x))) - batch["y"].astype(x.dtype))
-        return error.mean((1, 2)), {"worst": error.astype(jnp.float32).max()}
-
-    def sample(self, model, batch, key):
-        if self.die:
-            os.kill(os.getpid(), signal.SIGKILL)
-        y = jax.jit(lambda model, x: model["outer"](jnp.tanh(model["inner"](x))))(model, batch["x"][:6])
-        shades = np.clip(128 + 100 * np.asarray(y[:, :1]), 0, 255).astype(np.uint8)
-        return {"picture": np.repeat(shades, 3, axis=2)}
-
-
-def config(objective=None, **changes):
-    base = {"steps": 12, "learning_rate": 1e-2, "checkpoint_every": 5, "log_every": 4, "sample_every": 0}
-    return TrainConfig(name="test", objective=objective or Regression(), **base | changes)
-
-
-def digests(state):
-    return {name: hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest() for name, leaf in named_leaves(state).items()}
-
-
-def rows(out_dir):
-    with (out_dir / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
+from mi_jax.train.turns import OptimizerConfig
 
 
 @pytest.fixture(autouse=True)
@@ -202,13 +136,14 @@ def test_params_and_ema_equal_optax_adamw_by_hand_over_8_devices(tmp_path, monke
 
     init_key, _ = jax.random.split(jax.random.key(0))
     graph, params, rest = split_model(objective.init(init_key), objective)
+    params = params["model"]
     rates = jnp.asarray([0.5e-2, 1e-2, 1e-2, 1e-2, 1e-2 * 2 / 3, 1e-2 / 3])
     tx = optax.chain(optax.clip_by_global_norm(0.3), optax.adamw(lambda k: rates[k], b1=0.9, b2=0.95, weight_decay=0.1))
     opt_state, ema = tx.init(params), params
 
     @jax.jit
     def reference_step(params, opt_state, ema, batch, decay):
-        loss = lambda p: objective.loss(nnx.merge(graph, p, rest), batch, jax.random.key(0))[0].mean()  # noqa: E731
+        loss = lambda p: objective.loss(nnx.merge(graph, p, rest), batch, jax.random.key(0), "model")[0].mean()  # noqa: E731
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
         params = optax.apply_updates(params, updates)
@@ -218,7 +153,7 @@ def test_params_and_ema_equal_optax_adamw_by_hand_over_8_devices(tmp_path, monke
         decay = min(0.2, (1 + step) / (10 + step))
         batch = {"x": batch["x"], "y": batch["y"]}
         params, opt_state, ema = reference_step(params, opt_state, ema, batch, decay)
-    for ours, reference in ((state.params, params), (state.ema, ema)):
+    for ours, reference in ((state.params["model"], params), (state.ema["model"], ema)):
         for name, leaf in named_leaves(reference).items():
             np.testing.assert_allclose(named_leaves(ours)[name], leaf, rtol=2e-5, atol=1e-6, err_msg=name)
 
@@ -241,11 +176,11 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, monkeypatc
 
 
 def test_learning_rate_warms_up_stays_flat_and_decays():
-    rate = learning_rate(config(steps=100, learning_rate=2.0, warmup_steps=4, decay_fraction=0.4))
+    changing = OptimizerConfig(learning_rate=2.0, warmup_steps=4, decay_fraction=0.4)
     expected = {0: 0.5, 3: 2.0, 4: 2.0, 60: 2.0, 80: 1.0, 99: 0.05, 100: 0.0}
-    assert {k: pytest.approx(float(rate(k))) for k in expected} == expected
-    constant = learning_rate(config(steps=100, learning_rate=2.0))
-    assert float(constant(0)) == float(constant(99)) == 2.0
+    assert {k: pytest.approx(float(changing.rate(k, 100))) for k in expected} == expected
+    constant = OptimizerConfig(learning_rate=2.0)
+    assert float(constant.rate(0, 100)) == float(constant.rate(99, 100)) == 2.0
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +212,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(single):
     assert {name for name in before if before[name] != after[name]} == {"step", "skipped"}
     assert (int(state.step), int(state.skipped)) == (2, 1)
     state, _ = step(state, frozen, to_devices(next(batches), mesh))
-    assert digests(state)["params.inner.kernel"] != after["params.inner.kernel"]
+    assert digests(state)["params.model.inner.kernel"] != after["params.model.inner.kernel"]
     assert int(state.skipped) == 1
 
 
@@ -315,7 +250,7 @@ def test_frozen_parameters_keep_their_bits_and_are_not_stored(tmp_path, monkeypa
     monkeypatch.undo()  # all 8 devices: frozen parameters are spread, too, and gathered for the loss and the sample
     objective = Regression(frozen="inner", width=64)
     state = train(config(objective, steps=3, sample_every=3), tmp_path)
-    assert {name.split(".")[0] for name in named_leaves(state.params)} == {"outer"}
+    assert {name.split(".")[0] for name in named_leaves(state.params["model"])} == {"outer"}
     model = load_ema(tmp_path, objective)
     start = objective.init(jax.random.split(jax.random.key(0))[0])
     assert np.array_equal(model["inner"].kernel[...], start["inner"].kernel[...])
@@ -325,14 +260,14 @@ def test_frozen_parameters_keep_their_bits_and_are_not_stored(tmp_path, monkeypa
 def test_bfloat16_reaches_the_loss_while_the_masters_stay_float32(tmp_path):
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Probe(Regression):
-        def loss(self, model, batch, key):
+        def loss(self, model, batch, key, turn):
             assert model["inner"].kernel.dtype == jnp.bfloat16
-            return super().loss(model, batch, key)
+            return super().loss(model, batch, key, turn)
 
     state = train(config(Probe(), compute_dtype="bfloat16", learning_rate=1e-5), tmp_path)
     assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.ema))} == {jnp.dtype("float32")}
     start = Regression().init(jax.random.split(jax.random.key(0))[0])["inner"].kernel[...]
-    moved = np.abs(np.asarray(state.params["inner"]["kernel"][...] - start))
+    moved = np.abs(np.asarray(state.params["model"]["inner"]["kernel"][...] - start))
     assert 0 < moved.max() < 2e-4  # steps far below bfloat16's resolution add up
 
 
@@ -341,7 +276,7 @@ def test_bfloat16_reaches_the_loss_while_the_masters_stay_float32(tmp_path):
 
 def test_load_ema_returns_the_averaged_parameters(finished, tmp_path):
     _, out, state = finished
-    averaged = named_leaves(state.ema)
+    averaged = named_leaves(state.ema["model"])
     for loaded in (load_ema_state(out), nnx.state(load_ema(out, Regression()))):
         assert digests(loaded) == {name: digests(averaged)[name] for name in averaged}
     with pytest.raises(InputError, match="of another shape"):
@@ -410,12 +345,13 @@ def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path):
 def test_config_files_take_overrides(tmp_path):
     path = tmp_path / "experiment.py"
     path.write_text(
-        f"import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})\n"
-        "from test_loop import Regression, TrainConfig\n"
-        "config = TrainConfig(name='e', objective=Regression(width=12), steps=5, learning_rate=0.5)\n"
+        f"import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parents[1])!r})\n"
+        "from tiny_training import OptimizerConfig, Regression, TrainConfig\n"
+        "config = TrainConfig(name='e', objective=Regression(width=12), steps=5,\n"
+        "                     optimizer=OptimizerConfig(learning_rate=0.5))\n"
     )
     plain = load_config(path)
-    assert (plain.steps, plain.objective.width, plain.learning_rate) == (5, 12, 0.5)
+    assert (plain.steps, plain.objective.width, plain.optimizer.learning_rate) == (5, 12, 0.5)
     changed = load_config(path, ["--steps", "7", "--objective.width", "3", "--compute-dtype", "bfloat16"])
     assert (changed.steps, changed.objective.width, changed.compute_dtype, changed.name) == (7, 3, "bfloat16", "e")
     with pytest.raises(SystemExit) as exit_:

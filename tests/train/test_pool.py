@@ -25,6 +25,7 @@ from mi_jax.train.loop import train
 from mi_jax.train.objective import TrainConfig, load_config
 from mi_jax.train.pool import kind_of_call, pool_on
 from mi_jax.train.state import draw_key, init_state, make_step, make_steps, split_model
+from mi_jax.train.turns import OptimizerConfig
 
 KINDS = (8, 16)
 
@@ -54,19 +55,26 @@ class Points:
         batch = {name: jax.lax.dynamic_slice_in_dim(x, first, KINDS[kind]) for name, x in pool.items()}
         return batch if spec_of(first) is None else jax.reshard(batch, P("data"))
 
-    def loss(self, model, batch, key):
+    def loss(self, model, batch, key, turn):
         guess = gather_parameters(model)(batch["x"]).mean(1) + 0.1 * jax.random.uniform(key)
         return jnp.square(guess - batch["y"]), {"rows": jnp.float32(len(guess))}
 
+    def shows(self):
+        return True
+
     def sample(self, model, batch, key):
+        return {}
+
+    def show(self, sampled):
         if self.signal:
             os.kill(os.getpid(), self.signal)
         return {}
 
 
-def config(objective=None, **changes):
-    base = {"steps": 14, "seed": 7, "learning_rate": 1e-2, "checkpoint_every": 5, "log_every": 6, "sample_every": 0}
-    return TrainConfig(name="test", objective=objective or Points(), **base | {"on_device": 4} | changes)
+def config(objective=None, learning_rate=1e-2, warmup_steps=0, **changes):
+    base = {"steps": 14, "seed": 7, "checkpoint_every": 5, "log_every": 6, "sample_every": 0, "on_device": 4}
+    optimizer = OptimizerConfig(learning_rate=learning_rate, warmup_steps=warmup_steps)
+    return TrainConfig(name="test", objective=objective or Points(), optimizer=optimizer, **base | changes)
 
 
 def digests(state):
@@ -123,7 +131,7 @@ def test_steps_of_one_call_are_single_steps_on_the_same_draws():
 
 def test_no_draw_shares_its_key_with_a_loss():
     """As keys: of 6 steps' draws and losses, and of what the loss may fold and split from its own."""
-    params = {"x": jnp.zeros(1)}
+    params = {"model": {"x": jnp.zeros(1)}}
     state = init_state(config(), params, jax.random.key(2))
     keys = []
     for step in range(6):

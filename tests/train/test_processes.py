@@ -17,7 +17,7 @@ from mi_jax.errors import InputError
 
 CONFIG = """
 import sys; sys.path[:0] = [{here!r}]
-from test_loop import Regression, config
+from tiny_training import Regression, config
 config = config(Regression(die={die}), steps=12, log_every=1, checkpoint_every=2, sample_every=6, workers={workers})
 """
 
@@ -36,7 +36,7 @@ def test_shares_of_a_batch_joined_are_the_batch():
 def start(folder: pathlib.Path, out: pathlib.Path, count: int, die: bool, workers: int = 0) -> list[subprocess.Popen]:
     """`count` processes of one device each, on this machine."""
     path = folder / "experiment.py"
-    path.write_text(CONFIG.format(here=str(pathlib.Path(__file__).parent), die=die, workers=workers))
+    path.write_text(CONFIG.format(here=str(pathlib.Path(__file__).parents[1]), die=die, workers=workers))
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +14,9 @@ from tiny_dit import TALKING
 
 from mi_jax.mesh import make_mesh, parameter_spec
 from mi_jax.models.dit import DiT
+from mi_jax.train.checkpoints import at_start
 from mi_jax.train.curriculum import CurriculumObjective
-from mi_jax.train.objective import TrainConfig
-from mi_jax.train.state import MUON_RMS, make_optimizer
+from mi_jax.train.turns import MUON_RMS, OptimizerConfig
 from mi_jax.weights.native import save_model
 
 KERNELS = {"linear": (12, 20), "layers": (3, 16, 8), "conv": (3, 3, 3, 4, 6)}
@@ -26,14 +25,10 @@ KERNELS = {"linear": (12, 20), "layers": (3, 16, 8), "conv": (3, 3, 3, 4, 6)}
 @pytest.fixture(scope="module")
 def stepped():
     """Gradients and first updates of kernels of every kind and a bias, without clipping or decay."""
-    config = TrainConfig(
-        name="muon", objective=SimpleNamespace(), steps=1, learning_rate=1.0, optimizer="muon", clip_norm=1e9,
-        weight_decay=0.0,
-    )  # fmt: skip
+    optimizer = OptimizerConfig(kind="muon", learning_rate=1.0, clip_norm=1e9, weight_decay=0.0).transformation()
     keys = jax.random.split(jax.random.key(0), len(KERNELS) + 1)
     grads = {name: {"kernel": jax.random.normal(key, shape)} for key, (name, shape) in zip(keys, KERNELS.items())}
     grads["linear"]["bias"] = jax.random.normal(keys[-1], (20,))
-    optimizer = make_optimizer(config)
     with jax.numpy_dtype_promotion("standard"):
         updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
     return grads, updates
@@ -71,11 +66,11 @@ def test_a_spread_model_is_drawn_and_read_where_it_stays(tmp_path):
     mesh = make_mesh(data=4, seq=2)
     with jax.set_mesh(mesh):
         drawn = nnx.state(objective.init(jax.random.key(3)))
-        read = nnx.state(started.init(jax.random.key(3)))
+        read = nnx.state(at_start(started, jax.random.key(3)))
     for one, two, three in zip(*map(jax.tree.leaves, (alone, drawn, read))):
         np.testing.assert_allclose(one, two, atol=1e-6)
         wanted = jax.NamedSharding(mesh, parameter_spec(one.shape, mesh))
         assert two.sharding.is_equivalent_to(wanted, one.ndim)
         assert three.sharding.is_equivalent_to(wanted, one.ndim)
-    again = nnx.state(started.init(jax.random.key(3)))
+    again = nnx.state(at_start(started, jax.random.key(3)))
     jax.tree.map(np.testing.assert_array_equal, again, read)

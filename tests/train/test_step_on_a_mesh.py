@@ -14,6 +14,7 @@ from mi_jax.models.dit import DiT
 from mi_jax.train.curriculum import CurriculumObjective
 from mi_jax.train.objective import TrainConfig
 from mi_jax.train.state import init_state, make_step, split_model
+from mi_jax.train.turns import OptimizerConfig
 
 B, T, H, W = 8, 3, 4, 6
 SHALLOW = dataclasses.replace(TALKING, double_depth=1, single_depth=2)
@@ -50,7 +51,12 @@ def steps(config: TrainConfig, params, graph, given, place):
 
 def test_losses_gradients_and_parameters_are_the_same():
     """With Muon for the matrices and Adam for the rest."""
-    config = TrainConfig(name="mesh", objective=OBJECTIVE, steps=3, learning_rate=1e-3, optimizer="muon", ema_decay=0.9)
+    config = TrainConfig(
+        name="mesh",
+        objective=OBJECTIVE,
+        steps=3,
+        optimizer=OptimizerConfig(kind="muon", learning_rate=1e-3, ema_decay=0.9),
+    )
     graph, params, _ = split_model(draw_weights(DiT, OBJECTIVE.dit, 0), OBJECTIVE)
     state, losses = steps(config, params, graph, batch(), lambda x: jax.device_put(x))
     mesh = make_mesh(data=4, seq=2)
@@ -70,7 +76,13 @@ def test_products_of_bf16_have_gradients_on_a_mesh():
     """Every device rounds for itself what all have alike. Traced alone: the sums are those above."""
     silent = dataclasses.replace(OBJECTIVE, dit=dataclasses.replace(SHALLOW, audio=None))
     for learner in (OBJECTIVE, silent):
-        config = TrainConfig(name="low", objective=learner, steps=1, learning_rate=1e-3, matmul_precision="bfloat16")
+        config = TrainConfig(
+            name="low",
+            objective=learner,
+            steps=1,
+            optimizer=OptimizerConfig(learning_rate=1e-3),
+            matmul_precision="bfloat16",
+        )
         graph, params, _ = split_model(draw_weights(DiT, learner.dit, 0), learner)
         mesh = make_mesh(data=4, seq=2)
         with jax.set_mesh(mesh):

@@ -18,6 +18,7 @@ from mi_jax.train.curriculum import CurriculumObjective
 from mi_jax.train.objective import TrainConfig
 from mi_jax.train.pool import pool_on
 from mi_jax.train.state import init_state, make_steps, split_model
+from mi_jax.train.turns import OptimizerConfig
 from mi_jax.train.windows import cut_window, cut_windows, draw_windows, stack_clips
 
 CLIPS = [(5, 1), (9, 2), (7, 1), (5, 2)]  # latent frames, speakers
@@ -153,7 +154,9 @@ def test_calls_of_several_steps_are_traced_on_a_mesh(sources):
         dit=dataclasses.replace(TINY, double_depth=1, single_depth=2), windows=((3, 4),), adaptive_weight=10.0,
         records=tuple(str(source.directory) for source in sources), speakers=2,
     )  # fmt: skip
-    config = TrainConfig(name="test", objective=objective, steps=3, learning_rate=1e-3, on_device=3)
+    config = TrainConfig(
+        name="test", objective=objective, steps=3, optimizer=OptimizerConfig(learning_rate=1e-3), on_device=3
+    )
     graph, params, _ = split_model(nnx.eval_shape(objective.init, jax.random.key(0)), objective)
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
     mesh = make_mesh(data=4, seq=2)

@@ -292,7 +292,7 @@ if __name__ == "__main__":
         raise AssertionError
 
     rows = [Row(row.leaf, row.index, row.sources, stop if row.index == 2 else row.make) for row in whole.rows]
-    from mi_jax.weights import convert
+    from mi_jax.weights import rows as engine
 
-    convert.check = lambda part: []
+    engine.check = lambda part: []
     write_model(folder / "out", [Part("net", whole.checkpoint, whole.shapes, rows)], {})
