@@ -13,6 +13,7 @@ from typing import Any
 from mi_jax.commands.animate import animate
 from mi_jax.commands.bench import bench
 from mi_jax.commands.convert import convert
+from mi_jax.commands.export import export
 from mi_jax.commands.plan import plan
 from mi_jax.commands.prepare import prepare
 from mi_jax.commands.puppets import puppets
@@ -28,6 +29,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
         (puppets, parsed(puppets)),
         (prepare, parsed(prepare)),
         (convert, parsed(convert)),
+        (export, parsed(export)),
         (bench, parsed(bench)),
         (train, train),
         (plan, parsed(plan)),

@@ -95,10 +95,14 @@ def save_avatar(
     encoders: Encoders,
     dit: DiT | None,
     *,
-    dtype=np.float16,
+    dtype: Any = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes config.json, model.safetensors and the tokenizers' folders; without `dit`, what `load_encoders` reads."""
+    """Writes config.json, model.safetensors and the tokenizers' folders; without `dit`, what `load_encoders` reads.
+
+    dtype: of all floating weights; by default the denoiser and the MLLM are written as the config's, the others as f32
+    (`stored_dtypes`).
+    """
     with tempfile.TemporaryDirectory() as scratch:
         encoders.prompter.save(scratch)
         root = pathlib.Path(scratch)
@@ -107,7 +111,15 @@ def save_avatar(
     parts = {name: module for name, module in parts.items() if module is not None}
     if dit is not None:
         parts["dit"] = dit
-    save_model(folder, parts, config_to_json(config), dtype=dtype, files=files, overwrite=overwrite)
+    save_model(
+        folder, parts, config_to_json(config), dtype=dtype or stored_dtypes(config), files=files, overwrite=overwrite
+    )
+
+
+def stored_dtypes(config: AvatarConfig) -> dict[str, np.dtype]:
+    """What the weights of each part are computed in, and so kept in."""
+    own = np.dtype(jnp.dtype(config.dtype))
+    return {name: own if name in ("dit", "mllm") else np.dtype(np.float32) for name in _PARTS}
 
 
 def shipped_models() -> dict[str, pathlib.Path]:

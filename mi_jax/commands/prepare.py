@@ -17,7 +17,7 @@ def prepare(
     first: int = 0,
     seed: int = 0,
     split: Literal["train", "test"] = "train",
-    seconds: float = 5.16,
+    seconds: float = 6.44,
     workers: int = 0,
 ) -> None:
     """Computes the features of clips once, as records to train on.
@@ -30,7 +30,8 @@ def prepare(
       first: number of the first clip, and of the first duet.
       seed: of the puppets.
       split: faces, voices and sentences to train on, or those held out.
-      seconds: length of each clip.
+      seconds: length of each clip; longer than the longest window of the training that it is for, so that windows of
+        that length also start later (41 latent frames, for one of 33).
       workers: processes that draw ahead; 0 takes one per core.
     """
     if puppets < 1:

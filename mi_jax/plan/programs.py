@@ -91,14 +91,14 @@ def _shapes(arrays: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _empty_record(objective: CurriculumObjective, frames: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """A record of zeros as `mi_jax.data.features.clip_record` makes them."""
+    """A record of zeros as `mi_jax.data.features.clip_record` makes them, a latent frame longer than a window."""
     preset = preset_of(objective.dit)
     h, w = latent_grid(preset, *size)
     half = lambda *shape: np.zeros(shape, np.float16)  # noqa: E731
     dit, prompts = objective.dit, preset.mllm.prompts
-    video_frames = preset.vae.temporal_stride * (frames - 1) + 1
+    video_frames = preset.vae.temporal_stride * frames + 1
     record = {
-        "latents": half(frames, h, w, dit.latent_channels),
+        "latents": half(frames + 1, h, w, dit.latent_channels),
         "portrait": half(h, w, dit.latent_channels),
         "face_mask": np.zeros((objective.speakers, h, w), np.float32),
         "text_tokens": half(prompts.max_tokens, dit.text_dim),

@@ -44,7 +44,7 @@ def prepare_puppets(
     first: int = 0,
     seed: int = 0,
     split: str = "train",
-    seconds: float = 5.16,
+    seconds: float = 6.44,
     size: int = 96,
     workers: int = 1,
 ) -> None:

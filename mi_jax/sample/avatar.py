@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -242,8 +243,8 @@ class Avatar:
         pieces = decode_pieces(vae, latents[None] / np.float32(vae.config.scaling_factor), devices=devices)
         return np.concatenate([to_pixels(piece[0, :, top : top + height, left : left + width]) for piece in pieces])
 
-    def save(self, folder: str | os.PathLike, *, dtype=np.float16, overwrite: bool = False) -> None:
-        """Writes what `load` reads (see `save_avatar`)."""
+    def save(self, folder: str | os.PathLike, *, dtype: Any = None, overwrite: bool = False) -> None:
+        """Writes what `load` reads (see `save_avatar`); with a mesh of several processes, all of them call it."""
         save_avatar(folder, self.config, self.encoders, self.dit, dtype=dtype, overwrite=overwrite)
 
     def _on_mesh(self):

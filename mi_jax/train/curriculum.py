@@ -48,7 +48,8 @@ class CurriculumObjective:
     learned."""
     window_weights: tuple[float, ...] = (0.4, 0.3, 0.3)
     mid_clip: float = 0.5
-    """Share of windows cut from the middle of a clip: the portrait stays as identity, but does not start the window."""
+    """Share of windows cut from the middle of a clip: the portrait stays as identity, but does not start the window.
+    So are all windows but the first of a long video; clips must be longer than every kind of window for it."""
     adaptive_weight: float = 0.0
     """lambda of Eq. 4; the paper's stage 2 has 10."""
     motion_weight: float = 0.0
@@ -116,7 +117,8 @@ class CurriculumObjective:
         return max(length for length, _ in self.windows)
 
     def _sources(self) -> list[RecordSource]:
-        return _open_records([self.records] if isinstance(self.records, str) else self.records, self._longest)
+        folders = [self.records] if isinstance(self.records, str) else self.records
+        return _open_records(folders, self._longest, self.mid_clip)
 
     def loss(
         self, model: DiT, batch: dict[str, Array | np.ndarray], key: Key[Array, ""], turn: str = "model"
@@ -189,9 +191,9 @@ def _cached_vae(folder: str) -> VAE:
 _FREE = {"latents": 1, "face_mask": 1, "audio_hidden": 2}  # leading axes in which records may differ: time, speakers
 
 
-def _open_records(folders: Sequence[str], longest: int) -> list[RecordSource]:
+def _open_records(folders: Sequence[str], longest: int, mid_clip: float) -> list[RecordSource]:
     """Folders that can be taken as one: of one picture size, made by encoders of the same sizes, and with clips that
-    hold the longest window."""
+    hold the longest window, and more than that where some windows do not start a clip."""
     if not folders:
         raise InputError("records: no folder is given")
     sources = [RecordSource(folder) for folder in folders]
@@ -206,6 +208,11 @@ def _open_records(folders: Sequence[str], longest: int) -> list[RecordSource]:
         frames = source.leaves["latents"]["shape"][0]
         if frames is not None and frames < longest:
             raise InputError(f"{folder}: its clips have {frames} latent frames, a window {longest}")
+        if frames == longest and mid_clip > 0:
+            raise InputError(
+                f"{folder}: its clips have {frames} latent frames, as many as a window: none could start later, as "
+                f"mid_clip {mid_clip:g} asks; prepare longer clips (mi-jax prepare --seconds), or set it to 0"
+            )
     first, *others = kinds
     for folder, leaves in zip(folders[1:], others):
         odd = sorted(name for name in first.keys() | leaves.keys() if first.get(name) != leaves.get(name))

@@ -9,13 +9,14 @@ Large models are split as on the Hugging Face hub: model-00001-of-00003.safetens
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -38,20 +39,33 @@ def save_model(
     max_shard_bytes: int = 5 * 10**9,
     overwrite: bool = False,
 ) -> None:
-    """Writes every leaf of `modules` (floating ones in `dtype`), `config` as JSON, and `files` (tokenizers) as given.
+    """Writes every leaf of `modules` (floating ones in `dtype`, or, of a mapping, in that of their module), `config` as
+    JSON, and `files` (tokenizers) as given.
 
-    The folder is written beside and renamed: under its own name it is always whole.
+    The folder is written beside and renamed: under its own name it is always whole. Modules may be spread over the
+    devices of several processes: all of them call this, and the first one writes.
 
     Raises:
       InputError: the folder holds something already and `overwrite` is not set, or cannot be written.
       ValueError: a leaf has no finite value in `dtype` (float16 ends at 65504).
     """
-    with new_folder(directory, overwrite=overwrite) as folder:
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        for name, content in (files or {}).items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
-        _write_weights(folder, modules, np.dtype(dtype), max_shard_bytes)
+    leaves = {
+        f"{name}.{_dotted(path)}": (variable[...], np.dtype(dtype[name] if isinstance(dtype, Mapping) else dtype))
+        for name, module in modules.items()
+        for path, variable in nnx.to_flat_state(nnx.state(module))
+    }
+    if jax.process_index():
+        for leaf, _ in leaves.values():
+            _whole(leaf)
+    else:
+        with new_folder(directory, overwrite=overwrite) as folder:
+            (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+            for name, content in (files or {}).items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+            _write_weights(folder, leaves, max_shard_bytes)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"{directory} is written")
 
 
 def is_model(directory: str | os.PathLike) -> bool:
@@ -185,18 +199,13 @@ def _some(keys: list[str], most: int = 5) -> str:
     return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
-def _write_weights(folder: pathlib.Path, modules: dict[str, nnx.Module], dtype: np.dtype, max_shard_bytes: int) -> None:
-    leaves = {
-        f"{name}.{_dotted(path)}": variable[...]
-        for name, module in modules.items()
-        for path, variable in nnx.to_flat_state(nnx.state(module))
-    }
+def _write_weights(folder: pathlib.Path, leaves: dict[str, tuple[jax.Array, np.dtype]], max_shard_bytes: int) -> None:
     sizes = {
         key: leaf.size * (dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype).itemsize
-        for key, leaf in leaves.items()
+        for key, (leaf, dtype) in leaves.items()
     }
     for file, keys in plan_files(folder, sizes, max_shard_bytes).items():
-        save_file({key: _to_disk(key, leaves[key], dtype) for key in keys}, folder / file)
+        save_file({key: _to_disk(key, *leaves[key]) for key in keys}, folder / file)
 
 
 def plan_files(folder: pathlib.Path, sizes: dict[str, int], max_shard_bytes: int) -> dict[str, list[str]]:
@@ -218,8 +227,13 @@ def plan_files(folder: pathlib.Path, sizes: dict[str, int], max_shard_bytes: int
     return files
 
 
+def _whole(leaf: jax.Array) -> np.ndarray:
+    """An array on the host; where no process has all of it, every process asks for it at the same time."""
+    return np.asarray(leaf if leaf.is_fully_addressable else multihost_utils.process_allgather(leaf, tiled=True))
+
+
 def _to_disk(key: str, leaf: jax.Array, dtype: np.dtype) -> np.ndarray:
-    array = np.asarray(jax.device_get(leaf))
+    array = _whole(leaf)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return np.ascontiguousarray(array) if array.ndim else array
     with np.errstate(over="ignore"):

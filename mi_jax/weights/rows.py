@@ -200,15 +200,17 @@ def write_model(
 ) -> list[str]:
     """Writes a model folder (see `native`) from checkpoints; returns the source names that were not used.
 
-    Floating leaves are stored as `dtype`, by default as their sources are. The folder is written beside and renamed,
-    config.json last: a half-written one is no model folder. `progress` is called with (bytes written, bytes in all).
+    Floating leaves are stored as `dtype` (a mapping names that of some parts), by default as their sources are. The
+    folder is written beside and renamed, config.json last: a half-written one is no model folder. `progress` is
+    called with (bytes written, bytes in all).
 
     Raises:
       InputError: a checkpoint does not fit (see `check`), a value is not finite as `dtype`, or the folder exists or
         cannot be written.
     """
     unused = [name for part in parts for name in check(part)]
-    dtypes = {f"{part.name}.{leaf}": _dtype(part, leaf, dtype) for part in parts for leaf in part.shapes}
+    asked = (lambda part: dtype.get(part.name)) if isinstance(dtype, Mapping) else (lambda part: dtype)
+    dtypes = {f"{part.name}.{leaf}": _dtype(part, leaf, asked(part)) for part in parts for leaf in part.shapes}
     shapes = {f"{part.name}.{leaf}": shape for part in parts for leaf, shape in part.shapes.items()}
     sizes = {key: int(np.prod(shape)) * dtypes[key].itemsize for key, shape in shapes.items()}
     with new_folder(directory, overwrite=overwrite) as folder:

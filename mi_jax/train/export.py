@@ -1,0 +1,59 @@
+"""What a training run leaves, as a checkpoint that can be written as a model folder."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from mi_jax.errors import InputError
+from mi_jax.models.dit import DiTConfig
+from mi_jax.train.checkpoints import averaged_names, latest_of
+from mi_jax.weights.configs import config_from_json, read_json
+from mi_jax.weights.sources import Checkpoint, Stored
+
+
+def denoiser_config(run: str | pathlib.Path) -> DiTConfig:
+    """The denoiser that a run trains, from the config that it keeps.
+
+    Raises:
+      InputError: no run, or one whose objective has no denoiser.
+    """
+    path = pathlib.Path(run) / "config.json"
+    objective = read_json(path).get("objective")
+    if not isinstance(objective, dict) or "dit" not in objective:
+        raise InputError(f"{path}: its objective trains no denoiser")
+    return config_from_json(DiTConfig, _without_classes(objective["dit"]), f"{path}: objective.dit")
+
+
+def _without_classes(value: Any) -> Any:
+    """Drops the names of the classes that `train.start.as_json` adds."""
+    if isinstance(value, dict):
+        return {name: _without_classes(item) for name, item in value.items() if name != "class"}
+    return [_without_classes(item) for item in value] if isinstance(value, list) else value
+
+
+def averaged_checkpoint(run: str | pathlib.Path, turn: str | None = None) -> Checkpoint:
+    """The averages of a run's trained parameters, of one turn or of all, under their names in the module: read one leaf
+    at a time, whatever the number of processes and devices that wrote them.
+
+    Raises:
+      InputError: `run` holds no finished checkpoint, or no such turn.
+    """
+    path = latest_of(run)
+    everything = ocp.metadata(path).metadata
+    on_host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+
+    def stored(number: int, name: str, shape: tuple[int, ...], dtype: Any) -> Stored:
+        def read() -> np.ndarray:
+            wanted = dict.fromkeys(everything, ocp.PLACEHOLDER)
+            wanted[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=on_host)
+            return np.asarray(ocp.load(path, wanted)[name])
+
+        return Stored(shape, np.dtype(dtype), (0, number), read)
+
+    leaves = averaged_names(path, turn)
+    if turn is not None and all(name.startswith(f"{turn}.") for name in leaves):
+        leaves = {name.removeprefix(f"{turn}."): leaf for name, leaf in leaves.items()}
+    return Checkpoint(pathlib.Path(path), {name: stored(i, *leaf) for i, (name, leaf) in enumerate(leaves.items())})
