@@ -146,6 +146,66 @@ def test_total_loss_is_the_weighted_sum_of_its_parts():
     np.testing.assert_allclose(moving, total + 2 * more["motion"], rtol=1e-5)
 
 
+class Probe(DiT, pytree=False):
+    """A denoiser that finds nothing and keeps what the loss hands it."""
+
+    def __init__(self):
+        self.config = TINY
+
+    def encode_audio(self, steps, is_start):
+        return jnp.zeros((*steps.shape[:2], 1, 1, 1))
+
+    def __call__(self, latents, sigma, conditions):
+        self.seen = latents, sigma, conditions
+        return jnp.zeros_like(latents)
+
+
+def test_the_loss_draws_noise_levels_and_drops_conditions_as_it_is_told():
+    """logit(sigma) is N(log shift, sigma_scale^2); each condition is dropped by 1 - (1 - each)(1 - all)."""
+    b, rng = 40_000, np.random.default_rng(0)
+    told = {
+        "latents": np.zeros((b, 1, 2, 2, 1)), "portrait": np.ones((b, 2, 2, 1)), "is_start": np.ones(b),
+        "face_mask": np.ones((b, 2, 2)), "audio_mask": np.ones((b, 1, 2, 2)), "audio_steps": np.zeros((b, 1, 1, 1, 1)),
+        "text_tokens": rng.normal(size=(b, 1, 1)), "text_pooled": np.ones((b, 1)), "image_tokens": np.zeros((b, 1, 1)),
+    }  # fmt: skip
+    told = {name: jnp.asarray(x, jnp.float32) for name, x in told.items()} | {"text_mask": jnp.ones((b, 1), bool)}
+    objective = CurriculumObjective(dit=TINY, records="", shift=5.0, sigma_scale=1.5, drop_each=0.2, drop_all=0.1)
+    probe = Probe()
+    loss, _ = objective.loss(probe, told, jax.random.key(0))
+    latents, sigma, conditions = probe.seen
+    logit = np.log(sigma / (1 - sigma))
+    np.testing.assert_allclose([logit.mean(), logit.std()], [np.log(5.0), 1.5], atol=0.03)
+    # The latents are zero: what the network sees is sigma eps, and with a velocity of 0 the loss is |eps|^2.
+    np.testing.assert_allclose(jnp.mean(jnp.square(latents), (1, 2, 3, 4)), jnp.square(sigma) * loss, rtol=1e-3)
+    present = {
+        "text": conditions.text_mask[:, 0], "pooled text": conditions.text_pooled[:, 0] > 0,
+        "image": conditions.image_mask[:, 0], "portrait": conditions.portrait[:, 0, 0, 0] > 0,
+        "start": conditions.is_start > 0, "audio": conditions.face_mask[:, 0, 0, 0] > 0,
+    }  # fmt: skip
+    dropped = {name: 1 - np.asarray(x, float).mean() for name, x in present.items()}
+    np.testing.assert_allclose(list(dropped.values()), 1 - 0.8 * 0.9, atol=0.01)
+    np.testing.assert_array_equal(present["text"], present["pooled text"])
+    np.testing.assert_array_equal(present["image"], present["portrait"])
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_13b_run_trains_windows_that_start_later(stage, tmp_path):
+    """Half of them, as all but the first of a long video; clips without room for that are refused."""
+    config = runpy.run_path(str(CONFIGS / f"magic_infinite_stage{stage}.py"))["config"]
+    (window, _), rng = config.objective.windows[0], np.random.default_rng(0)
+    for length in (window, window + 8):
+        write_records(tmp_path / str(length), [record(rng, t=length) for _ in range(2)])
+    objective = dataclasses.replace(config.objective, dit=TINY, windows=((window, 4),))
+    with pytest.raises(InputError, match=f"{window} latent frames, as many as a window: none could start later"):
+        dataclasses.replace(objective, records=str(tmp_path / str(window))).dataset(0)
+    dataset = dataclasses.replace(objective, records=str(tmp_path / str(window + 8))).dataset(0)
+    starts = np.concatenate([dataset[i]["is_start"] for i in range(100)])
+    assert abs(starts.mean() - 0.5) < 0.1
+    everywhere = np.concatenate([dataset[i]["audio_mask"].min((1, 2, 3)) for i in range(100)])
+    assert config.objective.whole_mask == (0.0 if stage == 1 else 0.1)
+    assert abs(everywhere.mean() - config.objective.whole_mask) < 0.05
+
+
 def test_warm_start_keeps_stage_1_and_adds_audio(tmp_path, monkeypatch):
     stage1 = draw_weights(DiT, dataclasses.replace(TINY, audio=None), 5)
     old = nnx.state(stage1)

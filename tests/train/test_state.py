@@ -16,6 +16,8 @@ from mi_jax.mesh import make_mesh, parameter_spec
 from mi_jax.models.dit import DiT
 from mi_jax.train.checkpoints import at_start
 from mi_jax.train.curriculum import CurriculumObjective
+from mi_jax.train.objective import TrainConfig
+from mi_jax.train.state import init_state, make_step, split_model
 from mi_jax.train.turns import MUON_RMS, OptimizerConfig
 from mi_jax.weights.native import save_model
 
@@ -74,3 +76,60 @@ def test_a_spread_model_is_drawn_and_read_where_it_stays(tmp_path):
         assert three.sharding.is_equivalent_to(wanted, one.ndim)
     again = nnx.state(at_start(started, jax.random.key(3)))
     jax.tree.map(np.testing.assert_array_equal, again, read)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A loss that is a random number, or (`root`) the square root of a parameter that is 0."""
+
+    root: bool = False
+
+    def init(self, key):
+        return nnx.Dict(x=nnx.Param(jnp.zeros(())))
+
+    def dataset(self, seed, share=0, shares=1):
+        raise NotImplementedError
+
+    def loss(self, model, batch, key, turn):
+        drawn, x = jax.random.uniform(key), model["x"][...]
+        return (jnp.sqrt(x) if self.root else drawn + 0 * x) + 0 * batch["x"], {"drawn": drawn}
+
+
+def take_a_step(objective, **changes):
+    optimizer = OptimizerConfig(learning_rate=1.0)
+    config = TrainConfig(name="test", objective=objective, steps=1, optimizer=optimizer, **changes)
+    graph, params, frozen = split_model(objective.init(jax.random.key(0)), objective)
+    state = init_state(config, params, jax.random.key(1))
+    return make_step(config, graph)(state, frozen, {"x": jnp.zeros(4)})
+
+
+def test_every_accumulated_part_has_a_key_of_its_own():
+    _, metrics = take_a_step(Drawing(), accumulate=4)
+    key = jax.random.fold_in(jax.random.key(1), 0)
+    drawn = [float(jax.random.uniform(jax.random.fold_in(key, part))) for part in range(4)]
+    assert len(set(drawn)) == 4
+    np.testing.assert_allclose(metrics["drawn"], np.mean(drawn), rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], np.mean(drawn), rtol=1e-6)
+
+
+def test_a_finite_loss_with_an_infinite_gradient_is_skipped():
+    state, metrics = take_a_step(Drawing(root=True))
+    assert float(metrics["loss"]) == 0.0
+    assert np.isinf(metrics["grad_norm"])
+    assert (int(state.step), int(state.skipped)) == (1, 1)
+    assert float(state.params["model"]["x"][...]) == 0.0
+
+
+def test_an_average_is_warmed_up():
+    """After the first step it is 0.1 of the start and 0.9 of the parameters, whatever its decay is to be later."""
+    state, _ = take_a_step(Drawing())  # no gradient: only the weight decay's direction, of a parameter that is 0
+    assert float(state.ema["model"]["x"][...]) == 0.0
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Falling(Drawing):
+        def loss(self, model, batch, key, turn):
+            return model["x"][...] + 0 * batch["x"], {}
+
+    state, _ = take_a_step(Falling())
+    np.testing.assert_allclose(state.params["model"]["x"][...], -1.0, rtol=1e-5)
+    np.testing.assert_allclose(state.ema["model"]["x"][...], -0.9, rtol=1e-5)
