@@ -58,8 +58,8 @@ class Converted:
 
 
 @dataclasses.dataclass
-class _Found:
-    """Parts of the model folder, as they are found."""
+class _Collected:
+    """Parts of the model folder, as they are collected."""
 
     parts: list[Part] = dataclasses.field(default_factory=list)
     configs: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -100,25 +100,25 @@ def convert(
     Raises:
       InputError: a part is missing, damaged or of another family, or `out` cannot be written.
     """
-    source, found = pathlib.Path(source), _Found()
-    given = {"vae": vae, "text_encoder": text_encoder, "clip": clip_text, "wav2vec2": audio_encoder}
-    refuse_inside(out, source, *given.values())
+    source, collected = pathlib.Path(source), _Collected()
+    paths = {"vae": vae, "text_encoder": text_encoder, "clip": clip_text, "wav2vec2": audio_encoder}
+    refuse_inside(out, source, *paths.values())
     if family not in DENOISERS:
-        _one_part(family, source, given, extend, found)
+        _one_part(family, source, paths, extend, collected)
         missing = []
     else:
-        places = {name: _place(source, name, given.get(name), family, extend) for name in _PLACES}
-        _denoiser(family, places["dit"] or source, places, extend, seed, found)
-        missing = [name for name in _needed(found.configs["dit"]) if name not in found.configs]
-    config = {name: config_to_json(part) for name, part in found.configs.items()}
+        places = {name: _place(source, name, paths.get(name), family, extend) for name in _PLACES}
+        _denoiser(family, places["dit"] or source, places, extend, seed, collected)
+        missing = [name for name in _needed(collected.configs["dit"]) if name not in collected.configs]
+    config = {name: config_to_json(part) for name, part in collected.configs.items()}
     if family in DENOISERS and not missing:
-        config = config_to_json(_avatar(found, family, extend, dtype))
+        config = config_to_json(_avatar(collected, family, extend, dtype))
     unused = write_model(
-        out, found.parts, config, files=found.files, dtype=dtype, overwrite=overwrite, progress=progress
+        out, collected.parts, config, files=collected.files, dtype=dtype, overwrite=overwrite, progress=progress
     )
-    for warning in found.warnings:
+    for warning in collected.warnings:
         log.warning(warning)
-    return Converted(list(found.configs), missing, unused)
+    return Converted(list(collected.configs), missing, unused)
 
 
 def _needed(dit: DiTConfig) -> tuple[str, ...]:
@@ -142,32 +142,37 @@ def _place(
     return next((source / place for place in places if has_checkpoint(source / place)), None)
 
 
-def _one_part(family: Family, source: pathlib.Path, given: dict[str, Any], extend: Any, found: _Found) -> None:
+def _one_part(family: Family, source: pathlib.Path, paths: dict[str, Any], extend: Any, collected: _Collected) -> None:
     allowed = {"clip"} if family == "llava-llama-3" else set()
-    extra = [name.replace("_", "-") for name, path in given.items() if path is not None and name not in allowed]
+    extra = [name.replace("_", "-") for name, path in paths.items() if path is not None and name not in allowed]
     if extra or extend:
         what = f"--{extra[0]}" if extra else "--extend"
         raise InputError(f"{family}: {what} belongs to a denoiser ({', '.join(DENOISERS)})")
     if family == "hunyuan-vae":
-        found.configs["vae"], part = hunyuan_vae.vae(source)
-        found.parts.append(part)
+        collected.configs["vae"], part = hunyuan_vae.vae(source)
+        collected.parts.append(part)
     elif family == "wav2vec2":
-        found.configs["wav2vec2"], part = wav2vec2.wav2vec2(source)
-        found.parts.append(part)
+        collected.configs["wav2vec2"], part = wav2vec2.wav2vec2(source)
+        collected.parts.append(part)
     elif family == "clip-text":
-        found.configs["clip_text"], part = clip.text_tower(source)
-        found.parts.append(part)
+        collected.configs["clip_text"], part = clip.text_tower(source)
+        collected.parts.append(part)
     else:
-        _mllm(source, given["clip"] and pathlib.Path(given["clip"]), {}, found)
+        _mllm(source, paths["clip"] and pathlib.Path(paths["clip"]), {}, collected)
 
 
 def _denoiser(
-    family: Family, path: pathlib.Path, places: dict[str, Any], extend: Extension | None, seed: int, found: _Found
+    family: Family,
+    path: pathlib.Path,
+    places: dict[str, Any],
+    extend: Extension | None,
+    seed: int,
+    collected: _Collected,
 ) -> None:
     config, part = hunyuan_video.denoiser(path, family)
     if places["wav2vec2"]:
-        found.configs["wav2vec2"], audio_part = wav2vec2.wav2vec2(places["wav2vec2"])
-        found.parts.append(audio_part)
+        collected.configs["wav2vec2"], audio_part = wav2vec2.wav2vec2(places["wav2vec2"])
+        collected.parts.append(audio_part)
     # HunyuanVideo reads Llama two layers before its end, Magic-1-For-1 the last state; concatenation came with every
     # second image token, the others with every fourth (facts of their public code).
     read = {
@@ -177,40 +182,42 @@ def _denoiser(
     if extend:
         audio = None
         if extend == "magic-infinite":
-            heard = found.configs.get("wav2vec2")
+            encoder = collected.configs.get("wav2vec2")
             audio = AudioEncoderConfig.base()
-            if heard:
-                audio = dataclasses.replace(audio, input_dim=heard.width, layers=heard.num_hidden_states)
+            if encoder:
+                audio = dataclasses.replace(audio, input_dim=encoder.width, layers=encoder.num_hidden_states)
         config, part = hunyuan_video.extend(config, part, audio, seed=seed)
-    found.configs["dit"] = config
-    found.parts.append(part)
+    collected.configs["dit"] = config
+    collected.parts.append(part)
     if places["vae"]:
-        found.configs["vae"], part = hunyuan_vae.vae(places["vae"])
-        found.parts.append(part)
-    eyes = places["text_encoder"] and llava.llava(places["text_encoder"])[0]
-    if extend and places["text_encoder"] and not eyes:
-        found.warnings.append(
-            f"{places['text_encoder']}: a Llama without eyes, left out: MagicInfinite reads portraits with a LLaVA "
-            "(--text-encoder)"
+        collected.configs["vae"], part = hunyuan_vae.vae(places["vae"])
+        collected.parts.append(part)
+    vision = places["text_encoder"] and llava.llava(places["text_encoder"])[0]
+    if extend and places["text_encoder"] and not vision:
+        collected.warnings.append(
+            f"{places['text_encoder']}: a Llama without a vision tower, left out: MagicInfinite reads portraits "
+            "with a LLaVA (--text-encoder)"
         )
     elif places["text_encoder"]:
         if config.pooled_dim and not places["clip"]:
             raise InputError(f"{places['text_encoder']}: found, but no text tower of CLIP (text_encoder_2) beside it")
-        _mllm(places["text_encoder"], places["clip"], read, found)
-        mllm = found.configs["mllm"]
+        _mllm(places["text_encoder"], places["clip"], read, collected)
+        mllm = collected.configs["mllm"]
         if (mllm.width, mllm.pooled_width) != (config.text_dim, config.pooled_dim):
             raise InputError(
                 f"{path}: reads text tokens of {config.text_dim} and a pooled vector of {config.pooled_dim}, the text "
                 f"encoders give {mllm.width} and {mllm.pooled_width}"
             )
         if mllm.vision is None and (config.image_to_video or config.token_replace):
-            raise InputError(f"{places['text_encoder']}: a Llama without eyes, but {path} makes videos of portraits")
-        latents = found.configs["vae"].latent_channels if "vae" in found.configs else config.latent_channels
+            raise InputError(
+                f"{places['text_encoder']}: a Llama without a vision tower, but {path} makes videos of portraits"
+            )
+        latents = collected.configs["vae"].latent_channels if "vae" in collected.configs else config.latent_channels
         if latents != config.latent_channels:
             raise InputError(f"{path}: takes latents of {config.latent_channels} channels, the VAE's have {latents}")
 
 
-def _mllm(path: pathlib.Path, clip_path: pathlib.Path | None, read: dict[str, int], found: _Found) -> None:
+def _mllm(path: pathlib.Path, clip_path: pathlib.Path | None, read: dict[str, int], collected: _Collected) -> None:
     """Text encoder and CLIP's text tower as one module, with their tokenizers."""
     vision, language, image_token_id, part = llava.llava(path)
     prompts = PromptConfig.hunyuan_video()
@@ -219,13 +226,13 @@ def _mllm(path: pathlib.Path, clip_path: pathlib.Path | None, read: dict[str, in
         part = dataclasses.replace(part, name="mllm")
     else:
         part = _under(part, "mllm", "language")
-    found.parts.append(part)
+    collected.parts.append(part)
     tokenizer, files = _tokenizer(path, "tokenizer")
-    found.warnings += _check_llama_tokenizer(path, tokenizer, prompts, None if vision is None else image_token_id)
+    collected.warnings += _check_llama_tokenizer(path, tokenizer, prompts, None if vision is None else image_token_id)
     text: CLIPTextConfig | None = None
     if clip_path is not None:
         text, part = clip.text_tower(clip_path)
-        found.parts.append(_under(part, "mllm", "clip_text"))
+        collected.parts.append(_under(part, "mllm", "clip_text"))
         prompts = dataclasses.replace(prompts, clip_max_tokens=text.max_tokens, eos_token_id=text.eos_token_id)
         tokenizer, more = _tokenizer(clip_path, "tokenizer_2")
         if tokenizer.eos_token_id != text.eos_token_id:
@@ -234,8 +241,8 @@ def _mllm(path: pathlib.Path, clip_path: pathlib.Path | None, read: dict[str, in
                 "the tokenizer's files (tokenizer.json, or vocab.json and merges.txt) are missing or another model's"
             )
         files |= more
-    found.configs["mllm"] = MLLMConfig(vision=vision, language=language, clip_text=text, prompts=prompts, **read)
-    found.files |= files
+    collected.configs["mllm"] = MLLMConfig(vision=vision, language=language, clip_text=text, prompts=prompts, **read)
+    collected.files |= files
 
 
 def _under(part: Part, name: str, module: str) -> Part:
@@ -279,11 +286,11 @@ def _check_llama_tokenizer(
     return warnings
 
 
-def _avatar(found: _Found, family: Family, extend: Extension | None, dtype: Any) -> AvatarConfig:
+def _avatar(collected: _Collected, family: Family, extend: Extension | None, dtype: Any) -> AvatarConfig:
     """How a whole model is sampled by default: HunyuanVideo's 50 steps, shift 7 and embedded guidance 6. From a
     portrait: with a trace of it in the noise (`--i2v-stability`) and, where it is channels, without the first 4 frames.
     """
-    stored = next(part.checkpoint.tensors for part in found.parts if part.name == "dit")
+    stored = next(part.checkpoint.tensors for part in collected.parts if part.name == "dit")
     full = dtype == jnp.float32 if dtype else all(tensor.dtype == jnp.float32 for tensor in stored.values())
     preset = AvatarConfig.magic_infinite_13b()
     sampled = {"height": 720, "width": 1280, "guidance_audio": 0.0, "guidance_text": 0.0}
@@ -292,10 +299,10 @@ def _avatar(found: _Found, family: Family, extend: Extension | None, dtype: Any)
     elif family == "magic-141":
         sampled |= {"height": 540, "width": 960}
     elif family == "hunyuan-video-i2v":
-        sampled |= {"portrait_in_noise": 0.001, "lead_in": 4 if found.configs["dit"].image_to_video else 0}
+        sampled |= {"portrait_in_noise": 0.001, "lead_in": 4 if collected.configs["dit"].image_to_video else 0}
     return dataclasses.replace(
         preset,
-        **{"wav2vec2": None, **found.configs},
+        **{"wav2vec2": None, **collected.configs},
         **sampled,
         dtype="float32" if full else "bfloat16",
     )

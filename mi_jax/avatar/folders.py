@@ -39,10 +39,10 @@ def avatar_config(name: str | os.PathLike) -> AvatarConfig:
       InputError: no such model, a folder of parts, or a config that is missing or damaged.
     """
     folder = find_model(name)
-    said = read_config(folder)
-    if said and said.keys() <= _PARTS.keys():
-        raise InputError(f"{folder / CONFIG}: of a folder of parts ({', '.join(said)}), not of a whole avatar")
-    return config_from_json(AvatarConfig, said, str(folder / CONFIG))
+    stored = read_config(folder)
+    if stored and stored.keys() <= _PARTS.keys():
+        raise InputError(f"{folder / CONFIG}: of a folder of parts ({', '.join(stored)}), not of a whole avatar")
+    return config_from_json(AvatarConfig, stored, str(folder / CONFIG))
 
 
 def load_encoders(name: str | os.PathLike, *, mesh: Mesh | None = None) -> tuple[AvatarConfig, Encoders]:

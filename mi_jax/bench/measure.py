@@ -29,8 +29,8 @@ def use_compilation_cache(folder: str | os.PathLike | None = None) -> pathlib.Pa
 
     By default that is what JAX was told (JAX_COMPILATION_CACHE_DIR), else ~/.cache/mi_jax/programs.
     """
-    told = folder or jax.config.jax_compilation_cache_dir or pathlib.Path.home() / ".cache" / "mi_jax" / "programs"
-    path = pathlib.Path(told).expanduser()
+    place = folder or jax.config.jax_compilation_cache_dir or pathlib.Path.home() / ".cache" / "mi_jax" / "programs"
+    path = pathlib.Path(place).expanduser()
     path.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(path))
     compilation_cache.reset_cache()  # it may have been opened elsewhere, or not at all, by an earlier program

@@ -34,7 +34,7 @@ def check(what: str, preset: Preset) -> None:
 def spec(
     what: str, preset: Preset, *, batch: int, dtype: jnp.dtype, compile: bool, threads: int | None = None
 ) -> dict[str, Any]:
-    """What the child process is told. Image tokens are text tokens there: the cost is the same."""
+    """What the child process is to do. Image tokens are text tokens there: the cost is the same."""
     config = preset.dit
     return {
         "what": what,
@@ -76,7 +76,7 @@ class Rival:
     """A started child process, warmed up. `run()` keeps the seconds of one run in `seconds` and the processor's in
     `processor_seconds`; `about` says on what. Use it in a `with`."""
 
-    def __init__(self, told: dict[str, Any]):
+    def __init__(self, task: dict[str, Any]):
         # Not a pipe: one that nobody reads would stop a talkative child.
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the child)
         self._process = subprocess.Popen(
@@ -90,7 +90,7 @@ class Rival:
         )
         self.seconds: list[float] = []
         self.processor_seconds: list[float] = []
-        self.about = self._ask(json.dumps(told))
+        self.about = self._ask(json.dumps(task))
 
     def run(self) -> None:
         answer = self._ask("run")
@@ -105,8 +105,8 @@ class Rival:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            said = self._end().strip().splitlines()
-            raise ChildProcessError(f"diffusers' process ended: {said[-1] if said else 'without a word'}")
+            output = self._end().strip().splitlines()
+            raise ChildProcessError(f"diffusers' process ended: {output[-1] if output else 'without a word'}")
         return json.loads(answer)
 
     def __enter__(self) -> "Rival":

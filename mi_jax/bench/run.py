@@ -62,9 +62,9 @@ class Options:
         for name in ("batch", "repeats"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, at least 1 is needed")
-        given = {name: getattr(self, name) for name in ("height", "width", "latent_frames", "steps")}
-        given = {name: value for name, value in given.items() if value is not None}
-        preset = workloads.with_attention(dataclasses.replace(known[self.preset], **given), self.attention)
+        changes = {name: getattr(self, name) for name in ("height", "width", "latent_frames", "steps")}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        preset = workloads.with_attention(dataclasses.replace(known[self.preset], **changes), self.attention)
         grid = (workloads.latent_grid if self.what == "vae" else workloads.token_grid)(preset)
         if self.what == "sampler":
             if min(preset.steps, self.group) < 1:
@@ -104,9 +104,9 @@ def bench(options: Options, say: Callable[[str], None] = lambda line: None) -> d
     }
     try:
         for work in _works(options, preset, dtype):
-            found = _measure(work, options, preset, dtype, ceiling)
-            record["results"].append(found)
-            for line in lines_for_people(found):
+            result = _measure(work, options, preset, dtype, ceiling)
+            record["results"].append(result)
+            for line in lines_for_people(result):
                 say(line)
     except jax.errors.JaxRuntimeError as fault:
         if "RESOURCE_EXHAUSTED" not in str(fault):
@@ -130,49 +130,49 @@ def _works(options: Options, preset: Preset, dtype: jnp.dtype) -> list[Work]:
 
 def _measure(work: Work, options: Options, preset: Preset, dtype: jnp.dtype, ceiling: float) -> dict[str, Any]:
     compiled, compiling = measure.compile_work(work)
-    found: dict[str, Any] = {"work": work.name, "sizes": work.sizes}
+    result: dict[str, Any] = {"work": work.name, "sizes": work.sizes}
     if options.against is None:
         times = measure.time_work(work, compiled, options.repeats)
     else:
-        told = rival.spec(options.what, preset, batch=options.batch, dtype=dtype, compile=options.compiled_rival)
-        with rival.Rival(told) as other:
+        task = rival.spec(options.what, preset, batch=options.batch, dtype=dtype, compile=options.compiled_rival)
+        with rival.Rival(task) as other:
             times = measure.time_work(work, compiled, options.repeats, between=other.run)
             theirs = other.seconds, other.processor_seconds
             ratio, spent = (statistics.median(b / a for a, b in zip(*pair)) for pair in zip(times, theirs))
-            found["against"] = {
+            result["against"] = {
                 "rival": "diffusers",
                 **other.about,
                 **measure.summary(*theirs, work.flops, ceiling),
                 "times_as_long": ratio,
                 "times_the_processor_seconds": spent,
             }
-    found |= {**measure.summary(*times, work.flops, ceiling), "memory": measure.memory(compiled)}
+    result |= {**measure.summary(*times, work.flops, ceiling), "memory": measure.memory(compiled)}
     del compiled
-    return found | {"compile": compiling | {"warm_seconds": measure.compile_again(work)}}
+    return result | {"compile": compiling | {"warm_seconds": measure.compile_again(work)}}
 
 
-def lines_for_people(found: dict[str, Any]) -> list[str]:
+def lines_for_people(result: dict[str, Any]) -> list[str]:
     """A result in a few lines."""
-    sizes = found["sizes"]
+    sizes = result["sizes"]
     shape = f"{sizes['batch']} x {sizes['frames']} frames of {sizes['height']}x{sizes['width']}"
     if "video_tokens" in sizes:
         shape += f", {sizes['video_tokens']} + {sizes['text_tokens']} tokens"
     if "steps" in sizes:
         shape += f", {sizes['steps']} steps x {sizes['windows']} windows x {sizes['branches']} branches"
-    compiling = found["compile"]
+    compiling = result["compile"]
     first = "from the cache" if compiling["from_cache"] else "cold"
     memory = ", ".join(
-        f"{name.replace('_bytes', '').replace('_', ' ')} {_size(n)}" for name, n in found["memory"].items()
+        f"{name.replace('_bytes', '').replace('_', ' ')} {_size(n)}" for name, n in result["memory"].items()
     )
     lines = [
-        f"{found['work']}: {shape}",
-        f"  {found['median_seconds']:.4g} s median, {found['least_seconds']:.4g} s least of {found['repeats']}; "
-        f"{found['tflop']:.4g} TFLOP, {found['tflop_per_second']:.3g} TFLOP/s, MFU {100 * found['mfu']:.1f} %",
+        f"{result['work']}: {shape}",
+        f"  {result['median_seconds']:.4g} s median, {result['least_seconds']:.4g} s least of {result['repeats']}; "
+        f"{result['tflop']:.4g} TFLOP, {result['tflop_per_second']:.3g} TFLOP/s, MFU {100 * result['mfu']:.1f} %",
         f"  compiled in {compiling['seconds']:.2f} s ({first}), in {compiling['warm_seconds']:.2f} s again",
         f"  memory: {memory}",
     ]
-    if "against" in found:
-        other = found["against"]
+    if "against" in result:
+        other = result["against"]
         lines.append(
             f"  {other['rival']} {other['diffusers']}, torch {other['torch']}: {other['median_seconds']:.4g} s median; "
             f"{other['times_as_long']:.3g} x our seconds, {other['times_the_processor_seconds']:.3g} x the processor's"

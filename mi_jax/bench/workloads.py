@@ -229,13 +229,13 @@ def forward_work(preset: Preset, *, batch: int, dtype: jnp.dtype, weights: Any =
         graph = nnx.split(nnx.eval_shape(_build(preset)))[0]
     x = _noise(preset, grid, batch)
     sigma = jnp.full((batch,), 0.7, jnp.float32)
-    told = random_conditions(preset, grid, batch, dtype)
+    conditions = random_conditions(preset, grid, batch, dtype)
 
     @jax.jit
-    def forward(weights, x, sigma, told):
-        return nnx.merge(graph, weights)(x, sigma, Conditions(**told))
+    def forward(weights, x, sigma, conditions):
+        return nnx.merge(graph, weights)(x, sigma, Conditions(**conditions))
 
-    arguments = (weights, x, sigma, told)
+    arguments = (weights, x, sigma, conditions)
     return Work(
         name="forward",
         programs=((forward, arguments),),
@@ -264,11 +264,11 @@ class FlowMatching:
     ) -> tuple[Float[Array, "b"], dict[str, Array]]:
         from mi_jax.train.flow import base_loss, squared_error
 
-        told = {name: leaf for name, leaf in batch.items() if name != "latents"}
+        conditions = {name: leaf for name, leaf in batch.items() if name != "latents"}
         clean, keys = batch["latents"], jax.random.split(key)
         sigma = sample_sigma(keys[0], (clean.shape[0],), self.shift)
         noise = jax.random.normal(keys[1], clean.shape, jnp.float32)
-        return base_loss(squared_error(model, clean, noise, sigma, Conditions(**told))), {}
+        return base_loss(squared_error(model, clean, noise, sigma, Conditions(**conditions))), {}
 
 
 def step_work(preset: Preset, *, batch: int, dtype: jnp.dtype) -> Work:
@@ -289,16 +289,16 @@ def step_work(preset: Preset, *, batch: int, dtype: jnp.dtype) -> Work:
     graph, params = draw_state(_build(preset), jnp.dtype(jnp.float32))
     rest = nnx.State({})
     state = [init_state(config, {Turn().name: params}, jax.random.key(3))]
-    told = {"latents": _noise(preset, grid, batch), **random_conditions(preset, grid, batch, jnp.dtype(jnp.float32))}
+    data = {"latents": _noise(preset, grid, batch), **random_conditions(preset, grid, batch, jnp.dtype(jnp.float32))}
     del params
 
     def run(program):
-        state[0], metrics = jax.block_until_ready(program(state[0], rest, told))
+        state[0], metrics = jax.block_until_ready(program(state[0], rest, data))
         return metrics["loss"]
 
     return Work(
         name="step",
-        programs=((make_step(config, graph), (state[0], rest, told)),),
+        programs=((make_step(config, graph), (state[0], rest, data)),),
         run=run,
         flops=3 * _told_flops(preset, grid, batch),
         sizes=_token_sizes(preset, grid, batch),
@@ -350,14 +350,16 @@ def sampler_work(preset: Preset, *, batch: int, dtype: jnp.dtype, window: int, o
     weighted = {"audio": 4.0, "text": 4.0} if preset.dit.audio else {"audio": 4.0, "two_fold_above": -1.0}
     branches = 3 if preset.dit.audio else 2
     noise = _noise(preset, grid, batch)
-    sigmas, told = sigma_schedule(steps, preset.shift), random_conditions(preset, grid, batch, dtype)
+    sigmas, conditions = sigma_schedule(steps, preset.shift), random_conditions(preset, grid, batch, dtype)
 
     @jax.jit
-    def sample(weights, noise, sigmas, told):
+    def sample(weights, noise, sigmas, conditions):
         velocity = Guidance(**weighted)(nnx.merge(graph, weights))
-        return sliding_window(velocity, noise, sigmas, Conditions(**told), window=window, overlap=overlap, group=group)
+        return sliding_window(
+            velocity, noise, sigmas, Conditions(**conditions), window=window, overlap=overlap, group=group
+        )
 
-    arguments = (weights, noise, sigmas, told)
+    arguments = (weights, noise, sigmas, conditions)
     one = _told_flops(preset, (min(window, grid[0]), *grid[1:]), batch)
     evaluations = steps * branches * windows  # those that fill up the last group are no work done
     return Work(

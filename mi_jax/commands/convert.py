@@ -57,11 +57,11 @@ def convert(
       base: for puppet: a model folder whose encoders stand in for theirs that were not trained anew.
       overwrite: replace what is there.
     """
-    given = {"vae": vae, "text_encoder": text_encoder, "clip_text": clip, "audio_encoder": wav2vec2}
+    paths = {"vae": vae, "text_encoder": text_encoder, "clip_text": clip, "audio_encoder": wav2vec2}
     if family == "puppet":
         from mi_jax.puppets.export import export_puppet
 
-        if extend or dtype != "source" or any(given.values()):
+        if extend or dtype != "source" or any(paths.values()):
             raise InputError("convert puppet takes --base and --overwrite alone")
         whole = export_puppet(source, out, base=base, overwrite=overwrite)
         print(f"{out}: written" + f", encoders alone: there is no {source / 'stage2'}" * (not whole))
@@ -78,7 +78,7 @@ def convert(
             source,
             out,
             extend=extend,
-            **given,
+            **paths,
             dtype=None if dtype == "source" else jnp.dtype(dtype),
             seed=seed,
             overwrite=overwrite,

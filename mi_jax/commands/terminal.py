@@ -39,18 +39,18 @@ def parsed(command: Callable[..., None]) -> Callable[[Sequence[str]], None]:
 @contextlib.contextmanager
 def parsing(prog: str) -> Iterator[None]:
     """Turns tyro's box about bad arguments into the one line that every bad input gets."""
-    said = io.StringIO()
+    captured = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(captured):
             yield
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        box = said.getvalue().split("For full helptext")[0]
+        box = captured.getvalue().split("For full helptext")[0]
         # The frame is drawn in Unicode or, where that cannot be shown, in ASCII.
         lines = [re.sub(r"^- |-{3,}", "", line.strip("│╭╮╰╯─|+ ")).strip() for line in box.splitlines()]
         raise InputError(f"{' '.join(line for line in lines if line)} ({prog} --help tells more)") from None
-    sys.stderr.write(said.getvalue())
+    sys.stderr.write(captured.getvalue())
 
 
 def take_option(arguments: list[str], name: str) -> str | None:

@@ -44,7 +44,7 @@ def _join(cluster: str) -> None:
 
     try:
         address, count, index = cluster.split(",") if cluster != "auto" else (None, "1", "0")
-        told = {} if address is None else {
+        cluster_options = {} if address is None else {
             "coordinator_address": address, "num_processes": int(count), "process_id": int(index)
         }  # fmt: skip
         if not 0 <= int(index) < int(count):
@@ -52,6 +52,6 @@ def _join(cluster: str) -> None:
     except ValueError:
         raise InputError(f"--distributed is {cluster}: auto or HOST:PORT,COUNT,INDEX with INDEX < COUNT") from None
     try:
-        jax.distributed.initialize(**told)
+        jax.distributed.initialize(**cluster_options)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"--distributed {cluster}: {str(error).splitlines()[0]}") from None

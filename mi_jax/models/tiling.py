@@ -64,8 +64,8 @@ def _on_devices(run: Callable, vae: VAE, devices: Sequence[jax.Device] | None) -
             for first in range(0, len(numbers), len(devices)):
                 chosen = numbers[first : first + len(devices)]
                 # A device without a tile does the last one again.
-                told = np.stack([tiles[number] for number in chosen + chosen[-1:] * (len(devices) - len(chosen))])
-                made = spread(vae, jax.device_put(told, NamedSharding(mesh, P("tiles"))))
+                batch = np.stack([tiles[number] for number in chosen + chosen[-1:] * (len(devices) - len(chosen))])
+                made = spread(vae, jax.device_put(batch, NamedSharding(mesh, P("tiles"))))
                 done |= zip(chosen, np.asarray(made))
         return (done.pop(number) for number in range(len(tiles)))
 

@@ -56,8 +56,8 @@ def training_step(config: TrainConfig, batch: dict[str, Any], mesh: Mesh) -> Ite
         params, frozen = _spread(params, mesh), _spread(frozen, mesh)
         state = jax.eval_shape(lambda params: init_state(config, params, jax.random.key(0)), params)
         state = jax.tree.map(lambda x: _placed(x, mesh) if x.sharding is None else x, state)  # counters, the key
-        told = _placed(batch, mesh, lambda shape: P("data"))
-        yield make_step(config, graph).lower(state, frozen, told), (state, frozen, told)
+        placed = _placed(batch, mesh, lambda shape: P("data"))
+        yield make_step(config, graph).lower(state, frozen, placed), (state, frozen, placed)
 
 
 def training_batch(config: TrainConfig, size: tuple[int, int] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
@@ -121,9 +121,9 @@ def preset_of(dit: DiTConfig) -> AvatarConfig:
     Raises:
       InputError: there is none.
     """
-    told = lambda d: (d.text_dim, d.pooled_dim, d.latent_channels)  # noqa: E731
+    fed = lambda d: (d.text_dim, d.pooled_dim, d.latent_channels)  # noqa: E731
     for make in PRESETS.values():
-        if told(make().dit) == told(dit):
+        if fed(make().dit) == fed(dit):
             return make()
     raise InputError(
         f"no preset has a denoiser of text {dit.text_dim}, pooled text {dit.pooled_dim} and "
@@ -150,14 +150,14 @@ def sampler_level(
     h, w = latent_grid(config, config.height, config.width)
     shape = lambda *dims, dtype=jnp.float32: jax.ShapeDtypeStruct(dims, dtype)  # noqa: E731
     prompts = config.mllm.prompts
-    told = {
+    conditions = {
         "text_tokens": shape(1, prompts.max_tokens, dit.text_dim, dtype=dtype),
         "text_mask": shape(1, prompts.max_tokens, dtype=bool),
     }
     if dit.pooled_dim:
-        told["text_pooled"] = shape(1, dit.pooled_dim, dtype=dtype)
+        conditions["text_pooled"] = shape(1, dit.pooled_dim, dtype=dtype)
     if dit.image_to_video or dit.token_replace:
-        told |= {
+        conditions |= {
             "image_tokens": shape(1, config.mllm.num_image_tokens, dit.text_dim, dtype=dtype),
             "image_mask": shape(1, config.mllm.num_image_tokens, dtype=bool),
             "portrait": shape(1, h, w, dit.latent_channels),
@@ -165,15 +165,15 @@ def sampler_level(
         }
     if dit.audio:
         audio = (1, speakers, latent_frames, dit.audio.tokens, dit.audio.width)
-        told |= {"audio": shape(*audio, dtype=dtype), "face_mask": shape(1, speakers, h, w)}
+        conditions |= {"audio": shape(*audio, dtype=dtype), "face_mask": shape(1, speakers, h, w)}
     if dit.guidance_embedding:
-        told["guidance"] = shape(1)
+        conditions["guidance"] = shape(1)
     weights = guidance_weights(dit, {"audio": config.guidance_audio, "text": config.guidance_text})
     with on_mesh(mesh):
         graph, state = nnx.split(nnx.eval_shape(lambda: DiT(dit, rngs=nnx.Rngs(0))))
         state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), state)
         model = nnx.merge(graph, _spread(state, mesh))
         latents = shape(1, latent_frames, h, w, config.vae.latent_channels)
-        arguments = _placed((latents, shape(2), Conditions(**told), weights), mesh)
+        arguments = _placed((latents, shape(2), Conditions(**conditions), weights), mesh)
         lowered = denoise_level.lower(model, *arguments, window=window, overlap=overlap, group=mesh.shape["data"])
         yield lowered, (model, *arguments)

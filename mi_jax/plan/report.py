@@ -195,14 +195,14 @@ def make_plan(
     except jax.errors.JaxRuntimeError as error:
         memory = _refused(str(error), _bytes_of(arguments), kind.usable)
         return Plan(**known, memory=memory, hbm=None, moved=None, unknown_loops=0)
-    found = compiled.memory_analysis()
-    outputs, aliased = found.output_size_in_bytes, found.alias_size_in_bytes
+    analysis = compiled.memory_analysis()
+    outputs, aliased = analysis.output_size_in_bytes, analysis.alias_size_in_bytes
     memory = Memory(
-        arguments=found.argument_size_in_bytes,
+        arguments=analysis.argument_size_in_bytes,
         outputs=outputs,
         aliased=aliased,
-        temporaries=found.temp_size_in_bytes,
-        peak=found.argument_size_in_bytes + found.temp_size_in_bytes + outputs - aliased,
+        temporaries=analysis.temp_size_in_bytes,
+        peak=analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + outputs - aliased,
         available=kind.usable,
     )
     traffic = read_traffic(compiled.as_text(), devices)
@@ -214,11 +214,11 @@ def make_plan(
             kind=key[0],
             devices=key[1],
             span=key[2],
-            times=sum(c.times for c in found),
-            bytes=math.fsum(c.received for c in found),
-            seconds=math.fsum(links.seconds(c, topology) for c in found),
+            times=sum(c.times for c in collectives),
+            bytes=math.fsum(c.received for c in collectives),
+            seconds=math.fsum(links.seconds(c, topology) for c in collectives),
         )
-        for key, found in sorted(groups.items(), key=lambda item: (KINDS.index(item[0][0]), item[0][1]))
+        for key, collectives in sorted(groups.items(), key=lambda item: (KINDS.index(item[0][0]), item[0][1]))
     )
     return Plan(**known, memory=memory, hbm=traffic.hbm, moved=moved, unknown_loops=traffic.unknown_loops)
 

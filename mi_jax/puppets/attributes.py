@@ -167,7 +167,7 @@ def labels(attributes: dict) -> dict[str, np.ndarray | np.int32]:
     """The class of every direction and look, under `is/<name>`, and the face's box, of a puppet's attributes."""
     look, direction = attributes["look"], attributes["direction"]
     still = direction["head_motion"] == "still"  # then no tempo is said
-    found = {
+    values = {
         **look,
         "expression": direction["expression"],
         "head_motion": direction["head_motion"],
@@ -175,7 +175,7 @@ def labels(attributes: dict) -> dict[str, np.ndarray | np.int32]:
         "background_motion": attributes["background_motion"],
         "background": attributes["background"]["kind"],
     }
-    classes = {f"is/{name}": np.int32(names.index(found[name])) for name, names in (DIRECTIONS | LOOKS).items()}
+    classes = {f"is/{name}": np.int32(names.index(values[name])) for name, names in (DIRECTIONS | LOOKS).items()}
     return {**classes, "box": np.asarray(attributes["face_box"], np.float32)}
 
 

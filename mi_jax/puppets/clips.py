@@ -240,5 +240,5 @@ def write_clip(folder: Path, clip) -> None:
     (folder / "attributes.json").write_text(
         json.dumps(clip.attributes, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    heard = np.clip(sum(audio for _, audio, _ in speakers), -1, 1)
-    write_video(folder / "video.mp4", clip.video, heard)
+    mixed = np.clip(sum(audio for _, audio, _ in speakers), -1, 1)
+    write_video(folder / "video.mp4", clip.video, mixed)

@@ -43,8 +43,8 @@ def export_puppet(
     refuse_inside(out, runs)
     config, parts = AvatarConfig.puppet(), {}
     if base is not None:
-        found, encoders = load_encoders(base)
-        config = dataclasses.replace(config, vae=found.vae, wav2vec2=found.wav2vec2, mllm=found.mllm)
+        base_config, encoders = load_encoders(base)
+        config = dataclasses.replace(config, vae=base_config.vae, wav2vec2=base_config.wav2vec2, mllm=base_config.mllm)
         parts = {field.name: getattr(encoders, field.name) for field in dataclasses.fields(encoders)}
     if (runs / "vae").is_dir():
         vae = parts["vae"] = load_ema(runs / "vae", _vae_objective(runs / "vae"))
@@ -70,7 +70,7 @@ def export_puppet(
 def _vae_objective(run: Path) -> VAEObjective:
     """As far as it says which parameters the run trained, and where the others come from."""
     try:
-        said = json.loads((run / "config.json").read_text())["objective"]
-        return VAEObjective(init_from=said.get("init_from"), decoder_only=said.get("decoder_only", False))
+        objective = json.loads((run / "config.json").read_text())["objective"]
+        return VAEObjective(init_from=objective.get("init_from"), decoder_only=objective.get("decoder_only", False))
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{run}/config.json: not the config of a VAE's run ({error})") from None

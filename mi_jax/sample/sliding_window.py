@@ -75,11 +75,11 @@ def _blended(velocity: Velocity, latents: Array, sigma: Array, conditions: Condi
         starts, weights = plan
         cut = jax.vmap(partial(jax.lax.dynamic_slice_in_dim, latents, slice_size=length, axis=1))
         windows = rearrange(cut(starts), "k b t h w c -> (k b) t h w c")
-        told = jax.tree.map(
+        parts = jax.tree.map(
             lambda *leaves: jnp.concatenate(leaves), *[conditions.window(start, length) for start in starts]
         )
-        windows, told = _spread((windows, told))
-        u = velocity(windows, jnp.full(windows.shape[:1], sigma), told)
+        windows, parts = _spread((windows, parts))
+        u = velocity(windows, jnp.full(windows.shape[:1], sigma), parts)
         u = rearrange(_gather(u).astype(total.dtype), "(k b) t h w c -> k b t h w c", b=b)
         # One after the other, not as a scatter: the order of a sum decides its last bit.
         for start, weight, part in zip(starts, weights, u):

@@ -64,8 +64,8 @@ def restore(checkpoints: ocp.training.Checkpointer, target: TrainState) -> tuple
     notes = {name: json.loads(note) for name, note in (saved.custom_metadata or {}).items()}
     if "data" not in notes:
         raise InputError(f"{latest.path}: does not say how far the data was read; it was written by an older version")
-    found = checkpoints.load_checkpointables(latest, {"state": wanted})["state"]
-    return jax.tree.unflatten(jax.tree.structure(target), [found[name] for name in wanted]), notes
+    loaded = checkpoints.load_checkpointables(latest, {"state": wanted})["state"]
+    return jax.tree.unflatten(jax.tree.structure(target), [loaded[name] for name in wanted]), notes
 
 
 def _has_no_turns(names: Iterable[str]) -> bool:
@@ -135,11 +135,11 @@ def load_ema_state(run: str | pathlib.Path, turn: str | None = None) -> Any:
     leaves = averaged_names(path, turn)
     wanted = dict.fromkeys(ocp.metadata(path).metadata, ocp.PLACEHOLDER)
     wanted |= {name: target(shape, dtype) for name, shape, dtype in leaves.values()}
-    found = ocp.load(path, wanted)
+    loaded = ocp.load(path, wanted)
     paths = {
         tuple(int(part) if part.isdigit() else part for part in rest.split(".")): leaves[rest][0] for rest in leaves
     }
-    return nnx.from_flat_state({path: nnx.Param(found[name]) for path, name in paths.items()})
+    return nnx.from_flat_state({path: nnx.Param(loaded[name]) for path, name in paths.items()})
 
 
 def load_ema(run: str | pathlib.Path, objective: Objective) -> nnx.Module:

@@ -106,11 +106,11 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
                 turn, end = turn_at(objective, step), min((step // each + 1) * each, config.steps)
                 done = next((k for k in range(step + 1, end) if turn_at(objective, k) != turn), end)
                 if pool is None:
-                    told = (to_devices(_next(iterator, step), mesh, shares),)
+                    arguments = (to_devices(_next(iterator, step), mesh, shares),)
                 else:
-                    told = pool, kind_of_call(config.seed, step // each, kinds), done - step
+                    arguments = pool, kind_of_call(config.seed, step // each, kinds), done - step
                 with jax.transfer_guard_host_to_device("disallow"):
-                    state, metrics = programs[turn.name](state, frozen, *told)
+                    state, metrics = programs[turn.name](state, frozen, *arguments)
                 last, stop = done == config.steps, asked_to_stop(calls)
                 saving = _due(config.checkpoint_every, step, done) or last or stop
                 clock = clock or (done, time.perf_counter())  # from here on: compiling is not speed

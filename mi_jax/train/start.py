@@ -85,8 +85,8 @@ def _say_what_changed(config: TrainConfig, out_dir: pathlib.Path) -> None:
     now = _flat(as_json(config))
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if changed:
-        told = ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in changed)
-        log.warning("%s goes on with another config: %s", out_dir, told)
+        changes = ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in changed)
+        log.warning("%s goes on with another config: %s", out_dir, changes)
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -139,7 +139,7 @@ def _update(optimizer: optax.GradientTransformation, grads: Any, opt_state: Any,
     if jax.sharding.get_abstract_mesh().size <= 1:
         return optimizer.update(grads, opt_state, params)
     specs = jax.tree.map(spec_of, (params, opt_state))
-    return jax.sharding.auto_axes(lambda *told: optimizer.update(*told), out_sharding=specs)(grads, opt_state, params)
+    return jax.sharding.auto_axes(lambda *trees: optimizer.update(*trees), out_sharding=specs)(grads, opt_state, params)
 
 
 def _accumulated(grad: Callable, parts: int, params: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
@@ -154,13 +154,13 @@ def _accumulated(grad: Callable, parts: int, params: Any, frozen: Any, batch: di
             raise InputError(f"accumulate is {parts}, which does not divide the {rows} examples of one device")
         return jax.tree.map(lambda x: x.reshape(parts, rows // parts, *x.shape[1:]), batch)
 
-    def add(total, told):
-        number, part = told
+    def add(total, numbered):
+        number, part = numbered
         values, grads = grad(params, frozen, part, jax.random.fold_in(key, number))
         return jax.tree.map(jnp.add, total, grads), values
 
-    told = jnp.arange(parts), per_device(split, P(None, axis))(batch)
-    grads, values = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), told)
+    numbered = jnp.arange(parts), per_device(split, P(None, axis))(batch)
+    grads, values = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), numbered)
     return jax.tree.map(jnp.mean, values), jax.tree.map(lambda total: total / parts, grads)
 
 

@@ -14,7 +14,7 @@ from mi_jax.errors import InputError
 from mi_jax.mesh import axis_size, per_device
 from mi_jax.models.audio_encoder import FRAMES, WINDOW, cut_audio
 
-TOLD = ("text_tokens", "text_mask", "text_pooled", "image_tokens")
+CONDITIONS = ("text_tokens", "text_mask", "text_pooled", "image_tokens")
 """What a window takes from its clip as it stands, where the record has it."""
 
 
@@ -45,15 +45,15 @@ def cut_window(
         "is_start": np.float32(start == 0),
         "face_mask": record["face_mask"].max(0).astype(np.float32),
     }
-    for name in TOLD:
+    for name in CONDITIONS:
         if name in record:
             window[name] = record[name]
     if speakers:
-        found = _speakers_of(record, speakers)
-        empty = ((0, speakers - found), (0, 0), (0, 0))
+        speaking = _speakers_of(record, speakers)
+        empty = ((0, speakers - speaking), (0, 0), (0, 0))
         steps = np.stack([cut_audio(hidden, start, length) for hidden in record["audio_hidden"]])
-        window["audio_steps"] = np.pad(steps, ((0, speakers - found), (0, 0), (0, 0), (0, 0)))
-        everywhere = not face_masked or (found == 1 and rng.random() < whole_mask)
+        window["audio_steps"] = np.pad(steps, ((0, speakers - speaking), (0, 0), (0, 0), (0, 0)))
+        everywhere = not face_masked or (speaking == 1 and rng.random() < whole_mask)
         masks = np.ones_like(record["face_mask"]) if everywhere else record["face_mask"]
         window["audio_mask"] = np.pad(masks, empty).astype(np.float32)
     return window
@@ -61,7 +61,7 @@ def cut_window(
 
 def stack_clips(sources: Sequence[RecordSource], *, longest_window: int, speakers: int) -> dict[str, np.ndarray]:
     """All n clips as one pool, in the records' dtypes: latents [n t h w c], frames [n] (each clip's own length),
-    portrait [n h w c], face_mask [n s h w], what `TOLD` names; with `speakers` also audio_steps [n s m l d] and
+    portrait [n h w c], face_mask [n s h w], what `CONDITIONS` names; with `speakers` also audio_steps [n s m l d] and
     voices [n] (how many speak).
 
     Clips are padded with zeros to the longest and to `speakers`. audio_steps are what `cut_audio` gives for a window
@@ -78,9 +78,9 @@ def stack_clips(sources: Sequence[RecordSource], *, longest_window: int, speaker
     for place, (source, i, record) in enumerate(records):
         frames = len(record["latents"])
         if frames < longest_window:
-            told = f"record {i} has {frames} latent frames, a window {longest_window}"
-            raise InputError(f"{source.directory}: {told}: prepare longer clips")
-        clip = {name: record[name] for name in ("latents", "portrait", "face_mask", *TOLD) if name in record}
+            fault = f"record {i} has {frames} latent frames, a window {longest_window}"
+            raise InputError(f"{source.directory}: {fault}: prepare longer clips")
+        clip = {name: record[name] for name in ("latents", "portrait", "face_mask", *CONDITIONS) if name in record}
         clip["frames"] = np.asarray(frames, np.int32)
         if speakers:
             clip["voices"] = np.asarray(_speakers_of(record, speakers), np.int32)
@@ -137,10 +137,10 @@ def cut_windows(
     `everywhere`: whether the audio of those who speak there may act outside their faces."""
     if len(clips) % axis_size("data"):
         raise InputError(f"a batch of {len(clips)} does not divide over data={axis_size('data')}")
-    told = clips, starts, everywhere
+    rows = clips, starts, everywhere
     if jax.sharding.get_abstract_mesh().size > 1:
-        told = jax.reshard(told, P("data"))
-    return per_device(jax.vmap(partial(_cut, length=length), in_axes=(None, 0, 0, 0)), P("data"))(pool, *told)
+        rows = jax.reshard(rows, P("data"))
+    return per_device(jax.vmap(partial(_cut, length=length), in_axes=(None, 0, 0, 0)), P("data"))(pool, *rows)
 
 
 def _cut(pool: dict[str, Array], clip: Array, start: Array, everywhere: Array, *, length: int) -> dict[str, Array]:
@@ -151,7 +151,7 @@ def _cut(pool: dict[str, Array], clip: Array, start: Array, everywhere: Array, *
         return jax.lax.dynamic_slice(x, (clip, *firsts), (1, *sizes))[0]
 
     masks = pool["face_mask"][clip].astype(jnp.float32)
-    window = {name: pool[name][clip] for name in TOLD if name in pool} | {
+    window = {name: pool[name][clip] for name in CONDITIONS if name in pool} | {
         "latents": part(pool["latents"], 0, start, length),
         "portrait": pool["portrait"][clip].astype(jnp.float32),
         "is_start": (start == 0).astype(jnp.float32),
@@ -171,7 +171,7 @@ def _longest_clip(source: RecordSource) -> int:
 
 
 def _speakers_of(record: dict[str, np.ndarray], most: int) -> int:
-    found = len(record["audio_hidden"])
-    if found > most:
-        raise InputError(f"a record has {found} speakers, the objective takes {most} (--objective.speakers)")
-    return found
+    speaking = len(record["audio_hidden"])
+    if speaking > most:
+        raise InputError(f"a record has {speaking} speakers, the objective takes {most} (--objective.speakers)")
+    return speaking

@@ -33,8 +33,8 @@ def text_tower(path: pathlib.Path) -> tuple[CLIPTextConfig, Part]:
       InputError: the folder holds no CLIP text tower.
     """
     checkpoint = open_checkpoint(path)
-    said = read_config(checkpoint, "clip", "clip_text_model")
-    config = text_config(checkpoint, getattr(said, "text_config", said))
+    theirs = read_config(checkpoint, "clip", "clip_text_model")
+    config = text_config(checkpoint, getattr(theirs, "text_config", theirs))
     prefix = find_prefix(checkpoint, "embeddings.token_embedding.weight", ("text_model.", ""))
     shapes = leaf_shapes(lambda: CLIPText(config, rngs=nnx.Rngs(0)))
     unused = (POSITION_IDS, r"vision_model\..*", r"(text|visual)_projection\.weight", "logit_scale")
@@ -69,35 +69,35 @@ def layer_table(ours: str, theirs: str, names: dict[str, str]) -> dict[str, str 
     return {f"{ours}.{module}": f"{theirs}.{{i}}.{name}" for module, name in names.items()}
 
 
-def text_config(checkpoint: Checkpoint, said: Any) -> CLIPTextConfig:
+def text_config(checkpoint: Checkpoint, theirs: Any) -> CLIPTextConfig:
     """Ours, of a text config of transformers."""
-    _check_activation(checkpoint, said)
+    _check_activation(checkpoint, theirs)
     # Id 2 is a mistake in the configs of 2021; the tokenizer's end of text is the last id.
-    end = said.vocab_size - 1 if said.eos_token_id == 2 else said.eos_token_id
+    end = theirs.vocab_size - 1 if theirs.eos_token_id == 2 else theirs.eos_token_id
     return CLIPTextConfig(
-        vocab_size=said.vocab_size,
+        vocab_size=theirs.vocab_size,
         eos_token_id=end,
-        width=said.hidden_size,
-        mlp_width=said.intermediate_size,
-        depth=said.num_hidden_layers,
-        heads=said.num_attention_heads,
-        max_tokens=said.max_position_embeddings,
-        norm_eps=said.layer_norm_eps,
+        width=theirs.hidden_size,
+        mlp_width=theirs.intermediate_size,
+        depth=theirs.num_hidden_layers,
+        heads=theirs.num_attention_heads,
+        max_tokens=theirs.max_position_embeddings,
+        norm_eps=theirs.layer_norm_eps,
     )
 
 
-def vision_config(checkpoint: Checkpoint, said: Any, feature_layer: int) -> CLIPVisionConfig:
+def vision_config(checkpoint: Checkpoint, theirs: Any, feature_layer: int) -> CLIPVisionConfig:
     """Ours, of a vision config of transformers."""
-    _check_activation(checkpoint, said)
+    _check_activation(checkpoint, theirs)
     return CLIPVisionConfig(
-        image_size=said.image_size,
-        patch_size=said.patch_size,
-        width=said.hidden_size,
-        mlp_width=said.intermediate_size,
-        depth=said.num_hidden_layers,
-        heads=said.num_attention_heads,
+        image_size=theirs.image_size,
+        patch_size=theirs.patch_size,
+        width=theirs.hidden_size,
+        mlp_width=theirs.intermediate_size,
+        depth=theirs.num_hidden_layers,
+        heads=theirs.num_attention_heads,
         feature_layer=feature_layer,
-        norm_eps=said.layer_norm_eps,
+        norm_eps=theirs.layer_norm_eps,
     )
 
 
@@ -113,12 +113,12 @@ def read_config(checkpoint: Checkpoint, *kinds: str) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        said = AutoConfig.from_pretrained(path.parent, local_files_only=True)
+        theirs = AutoConfig.from_pretrained(path.parent, local_files_only=True)
     except Exception as error:
         raise InputError(f"{path}: not a config of transformers ({str(error).splitlines()[0]})") from None
-    if said.model_type not in kinds:
-        raise InputError(f"{path}: of a {said.model_type}, not of a {' or '.join(kinds)}")
-    return said
+    if theirs.model_type not in kinds:
+        raise InputError(f"{path}: of a {theirs.model_type}, not of a {' or '.join(kinds)}")
+    return theirs
 
 
 def find_prefix(checkpoint: Checkpoint, name: str, prefixes: Iterable[str]) -> str:
@@ -134,9 +134,9 @@ def find_prefix(checkpoint: Checkpoint, name: str, prefixes: Iterable[str]) -> s
     raise InputError(f"{checkpoint.path}: holds no {' or '.join(prefix + name for prefix in prefixes)}")
 
 
-def _check_activation(checkpoint: Checkpoint, said: Any) -> None:
-    if said.hidden_act != "quick_gelu":
-        raise InputError(f"{checkpoint.path}: a CLIP with {said.hidden_act} instead of quick_gelu is not read")
+def _check_activation(checkpoint: Checkpoint, theirs: Any) -> None:
+    if theirs.hidden_act != "quick_gelu":
+        raise InputError(f"{checkpoint.path}: a CLIP with {theirs.hidden_act} instead of quick_gelu is not read")
 
 
 def _pixels_first(weight: np.ndarray) -> np.ndarray:

@@ -20,22 +20,22 @@ def vae(path: pathlib.Path) -> tuple[VAEConfig, Part]:
     """
     checkpoint = open_checkpoint(path).under("vae.")
     where = checkpoint.path.parent / "config.json"
-    said = read_json(where)
+    theirs = read_json(where)
     try:
-        time = said.get("temporal_compression_ratio", said.get("time_compression_ratio", 4))
-        space = said.get("spatial_compression_ratio", 8)
-        widths, depth = tuple(said["block_out_channels"]), said["layers_per_block"]
+        time = theirs.get("temporal_compression_ratio", theirs.get("time_compression_ratio", 4))
+        space = theirs.get("spatial_compression_ratio", 8)
+        widths, depth = tuple(theirs["block_out_channels"]), theirs["layers_per_block"]
         config = VAEConfig(
-            latent_channels=said["latent_channels"],
+            latent_channels=theirs["latent_channels"],
             widths=widths,
             encoder_blocks=depth,
             decoder_blocks=depth + 1,
-            norm_groups=said["norm_num_groups"],
-            scaling_factor=said["scaling_factor"],
+            norm_groups=theirs["norm_num_groups"],
+            scaling_factor=theirs["scaling_factor"],
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{where}: not the config of HunyuanVideo's VAE ({error!r})") from None
-    if (time, space, len(widths)) != (4, 8, 4) or said.get("act_fn", "silu") != "silu":
+    if (time, space, len(widths)) != (4, 8, 4) or theirs.get("act_fn", "silu") != "silu":
         raise InputError(f"{where}: not HunyuanVideo's VAE, which has strides 4x8x8, four levels and SiLU")
     shapes = leaf_shapes(lambda: VAE(config, rngs=nnx.Rngs(0)))
     return config, Part("vae", checkpoint, shapes, plan(shapes, vae_table(config)))

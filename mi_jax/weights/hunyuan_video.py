@@ -219,30 +219,30 @@ def _tencent_config(checkpoint: Checkpoint, family: Family) -> DiTConfig:
 
 def _diffusers_config(checkpoint: Checkpoint) -> DiTConfig:
     path = checkpoint.path.parent / "config.json"
-    said = read_json(path)
+    theirs = read_json(path)
     try:
-        condition, channels = said.get("image_condition_type"), said["in_channels"]
+        condition, channels = theirs.get("image_condition_type"), theirs["in_channels"]
         if condition not in (None, "latent_concat", "token_replace"):
             raise InputError(f"{path}: image_condition_type {condition!r} is not known")
-        latent_channels = said.get("out_channels") or channels
+        latent_channels = theirs.get("out_channels") or channels
         return _config(
             checkpoint,
             latent_channels=latent_channels,
             # Before image_condition_type there was concatenation alone.
             image_to_video=condition == "latent_concat" or channels == 2 * latent_channels + 1,
             token_replace=condition == "token_replace",
-            patch=(said["patch_size_t"], said["patch_size"], said["patch_size"]),
-            width=said["num_attention_heads"] * said["attention_head_dim"],
-            heads=said["num_attention_heads"],
-            mlp_ratio=int(said["mlp_ratio"]),
-            double_depth=said["num_layers"],
-            single_depth=said["num_single_layers"],
-            refiner_depth=said["num_refiner_layers"],
-            text_dim=said["text_embed_dim"],
-            pooled_dim=said["pooled_projection_dim"],
-            guidance_embedding=said["guidance_embeds"],
-            rope_axes=tuple(said["rope_axes_dim"]),
-            rope_theta=float(said["rope_theta"]),
+            patch=(theirs["patch_size_t"], theirs["patch_size"], theirs["patch_size"]),
+            width=theirs["num_attention_heads"] * theirs["attention_head_dim"],
+            heads=theirs["num_attention_heads"],
+            mlp_ratio=int(theirs["mlp_ratio"]),
+            double_depth=theirs["num_layers"],
+            single_depth=theirs["num_single_layers"],
+            refiner_depth=theirs["num_refiner_layers"],
+            text_dim=theirs["text_embed_dim"],
+            pooled_dim=theirs["pooled_projection_dim"],
+            guidance_embedding=theirs["guidance_embeds"],
+            rope_axes=tuple(theirs["rope_axes_dim"]),
+            rope_theta=float(theirs["rope_theta"]),
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: not the config of HunyuanVideoTransformer3DModel ({error!r})") from None

@@ -78,9 +78,9 @@ def llava(path: pathlib.Path) -> tuple[CLIPVisionConfig | None, LlamaConfig, int
       InputError: the folder holds neither a LLaVA with CLIP nor a Llama, or one with options that ours lack.
     """
     checkpoint = open_checkpoint(path)
-    said = read_config(checkpoint, "llava", "llama")
+    theirs = read_config(checkpoint, "llava", "llama")
     where = checkpoint.path.parent / "config.json"
-    text = getattr(said, "text_config", said)
+    text = getattr(theirs, "text_config", theirs)
     if text.model_type != "llama":
         raise InputError(f"{where}: a LLaVA with {text.model_type} instead of llama is not read")
     rope = text.rope_parameters
@@ -102,15 +102,15 @@ def llava(path: pathlib.Path) -> tuple[CLIPVisionConfig | None, LlamaConfig, int
     )
     # The embedding of the longer names first: "model.embed_tokens" ends "language_model.model.embed_tokens" too.
     prefix = find_prefix(checkpoint, "embed_tokens.weight", _LANGUAGE)
-    if said.model_type == "llama":
+    if theirs.model_type == "llama":
         shapes = leaf_shapes(lambda: Llama(language, rngs=nnx.Rngs(0)))
         part = Part("language", checkpoint, shapes, plan(shapes, llama_table(prefix)), _UNUSED)
         return None, language, None, part
 
-    layer, strategy = said.vision_feature_layer, said.vision_feature_select_strategy
-    if said.vision_config.model_type != "clip_vision_model" or strategy != "default" or not isinstance(layer, int):
+    layer, strategy = theirs.vision_feature_layer, theirs.vision_feature_select_strategy
+    if theirs.vision_config.model_type != "clip_vision_model" or strategy != "default" or not isinstance(layer, int):
         raise InputError(f"{where}: a LLaVA that reads anything but the patches of one layer of CLIP is not read")
-    vision = vision_config(checkpoint, said.vision_config, layer)
+    vision = vision_config(checkpoint, theirs.vision_config, layer)
     table = llava_table(
         prefix,
         find_prefix(checkpoint, "embeddings.class_embedding", _VISION),
@@ -118,7 +118,7 @@ def llava(path: pathlib.Path) -> tuple[CLIPVisionConfig | None, LlamaConfig, int
     )
     config = _bare(vision, language)
     shapes = leaf_shapes(lambda: MLLM(config, rngs=nnx.Rngs(0)))
-    return vision, language, said.image_token_id, Part("llava", checkpoint, shapes, plan(shapes, table), _UNUSED)
+    return vision, language, theirs.image_token_id, Part("llava", checkpoint, shapes, plan(shapes, table), _UNUSED)
 
 
 def _bare(vision: CLIPVisionConfig, language: LlamaConfig) -> MLLMConfig:

@@ -36,23 +36,23 @@ def wav2vec2(path: pathlib.Path) -> tuple[Wav2Vec2Config, Part]:
       InputError: the folder holds none, or the large models' architecture.
     """
     checkpoint = open_checkpoint(path)
-    said = read_config(checkpoint, "wav2vec2")
+    theirs = read_config(checkpoint, "wav2vec2")
     where = checkpoint.path.parent / "config.json"
-    if said.feat_extract_norm != "group" or said.do_stable_layer_norm or said.conv_bias or said.add_adapter:
+    if theirs.feat_extract_norm != "group" or theirs.do_stable_layer_norm or theirs.conv_bias or theirs.add_adapter:
         raise InputError(f"{where}: of wav2vec2's architectures only that of the base models is read")
-    if len(set(said.conv_dim)) != 1 or {said.hidden_act, said.feat_extract_activation} != {"gelu"}:
+    if len(set(theirs.conv_dim)) != 1 or {theirs.hidden_act, theirs.feat_extract_activation} != {"gelu"}:
         raise InputError(f"{where}: a wav2vec2 with several conv_dim or without gelu is not read")
     config = Wav2Vec2Config(
-        conv_dim=said.conv_dim[0],
-        conv_kernels=tuple(said.conv_kernel),
-        conv_strides=tuple(said.conv_stride),
-        width=said.hidden_size,
-        num_layers=said.num_hidden_layers,
-        num_heads=said.num_attention_heads,
-        mlp_width=said.intermediate_size,
-        position_kernel=said.num_conv_pos_embeddings,
-        position_groups=said.num_conv_pos_embedding_groups,
-        norm_epsilon=said.layer_norm_eps,
+        conv_dim=theirs.conv_dim[0],
+        conv_kernels=tuple(theirs.conv_kernel),
+        conv_strides=tuple(theirs.conv_stride),
+        width=theirs.hidden_size,
+        num_layers=theirs.num_hidden_layers,
+        num_heads=theirs.num_attention_heads,
+        mlp_width=theirs.intermediate_size,
+        position_kernel=theirs.num_conv_pos_embeddings,
+        position_groups=theirs.num_conv_pos_embedding_groups,
+        norm_epsilon=theirs.layer_norm_eps,
     )
     prefix = find_prefix(checkpoint, "feature_projection.projection.weight", ("wav2vec2.", ""))
     old = f"{prefix}{_POSITION}weight_g" in checkpoint.tensors

@@ -192,7 +192,7 @@ def test_a_text_to_video_folder_makes_videos_of_text_alone(hub, tmp_path, capsys
     assert load(tmp_path / "whole").config.mllm.vision is not None
     shutil.rmtree(tmp_path / "hub" / "transformer")
     shutil.copytree(hub / "transformer", tmp_path / "hub" / "transformer")
-    with pytest.raises(InputError, match="a Llama without eyes"):
+    with pytest.raises(InputError, match="a Llama without a vision tower"):
         convert("hunyuan-video-i2v", tmp_path / "hub", tmp_path / "again")
 
 
