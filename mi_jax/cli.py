@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mi_jax.caches import keep_programs
 from mi_jax.commands.animate import animate
 from mi_jax.commands.bench import bench
 from mi_jax.commands.convert import convert
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv and argv[0] in COMMANDS:
             _show_log()
             claim_gpu_memory()
+            keep_programs()
             COMMANDS[argv[0]][0](argv[1:])
             return 0
         if not argv or argv[0] in ("-h", "--help"):

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
+from mi_jax.caches import cache_dir
 from mi_jax.data import media
 from mi_jax.errors import InputError
 from mi_jax.files import PathLike, existing_file, written_beside
@@ -185,11 +186,6 @@ def _quiet_native_log() -> Iterator[None]:
     finally:
         os.dup2(saved, 2)
         os.close(saved)
-
-
-def cache_dir() -> pathlib.Path:
-    """Where downloaded files are kept: `MI_JAX_CACHE`, else `~/.cache/mi_jax`."""
-    return pathlib.Path(os.environ.get("MI_JAX_CACHE") or pathlib.Path.home() / ".cache" / "mi_jax")
 
 
 def resolve_detector(model_path: PathLike | None = None) -> pathlib.Path:
