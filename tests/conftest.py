@@ -13,7 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["MI_JAX_CACHE"] = tempfile.mkdtemp(prefix="mi_jax_tests_")
 atexit.register(shutil.rmtree, os.environ["MI_JAX_CACHE"], ignore_errors=True)
 
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook  # noqa: E402
 
 # Before any import of mi_jax: its annotations become checks, in tests only.
 install_import_hook("mi_jax", "beartype.beartype")

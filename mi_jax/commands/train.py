@@ -18,9 +18,9 @@ def train(argv: Sequence[str]) -> None:
     --distributed joins the processes of a run on several hosts, each started with the same command: `auto` where JAX
     knows the cluster (TPU pods, Slurm, Open MPI, Kubernetes), else process 0's address, the number of processes and
     which of them this one is. They keep compiled programs only in a folder that all of them see, if
-    JAX_COMPILATION_CACHE_DIR names one. Every other option overrides a field of the config: `mi-jax train CONFIG.py --help` lists
-    them. One of them, --on-device 10, holds all records in the device's memory and takes 10 optimiser steps a call: on
-    a GPU a small model is otherwise done before the host has its next batch.
+    JAX_COMPILATION_CACHE_DIR names one. Every other option overrides a field of the config: `mi-jax train CONFIG.py
+    --help` lists them. One of them, --on-device 10, holds all records in the device's memory and takes 10 optimiser
+    steps a call: on a GPU a small model is otherwise done before the host has its next batch.
     """
     if not argv:
         raise InputError("no config (mi-jax train --help tells more)")
