@@ -14,6 +14,7 @@ from mi_jax.caches import keep_programs
 from mi_jax.commands.animate import animate
 from mi_jax.commands.bench import bench
 from mi_jax.commands.convert import convert
+from mi_jax.commands.env import env
 from mi_jax.commands.plan import plan
 from mi_jax.commands.prepare import prepare
 from mi_jax.commands.puppets import puppets
@@ -32,6 +33,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
         (bench, parsed(bench)),
         (train, train),
         (plan, parsed(plan)),
+        (env, parsed(env)),
     )
 }
 

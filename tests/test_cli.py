@@ -166,6 +166,7 @@ def test_a_bad_option_is_one_plain_line_in_every_terminal(files, utf8):
         ({"more": ["--model", "nobody"]}, "nobody", "no such model"),
         ({"more": ["--model", "."]}, "config.json", ""),
         ({"more": ["--mask", "none.png"]}, "none.png", "not found"),
+        ({"more": ["--face-detector", "none.tflite"]}, "none.tflite", "face detector model not found"),
         ({"more": ["--mask", "black.png"]}, "black.png", "empty"),
         ({"more": ["--mask", "black.png", "black.png"]}, "2 masks", "1 voices"),
         ({"more": ["--mask", "left.png", "--width", "16"]}, "voice 1", "outside the part of the portrait"),
@@ -245,7 +246,7 @@ def test_help_unknown_commands_and_no_command(capsys):
     assert all(name in shown for name in cli.COMMANDS)
     assert cli.main([]) == 2
     capsys.readouterr()
-    assert "there are animate, puppets, prepare, convert, bench, train, plan" in refused(capsys, "fly")
+    assert "there are animate, puppets, prepare, convert, bench, train, plan, env" in refused(capsys, "fly")
     assert "no config" in refused(capsys, "train")
     for name in cli.COMMANDS:
         assert cli.main([name, "--help"]) == 0
