@@ -63,11 +63,10 @@ def page(found: dict[str, Any]) -> str:
         memory = f", {_size(device['memory_bytes'])} each" if device["memory_bytes"] else ""
         lines.append(f"  {device['count']} x {device['kind']} ({device['platform']}){memory}")
     programs, model = kept["programs"], kept["face_detector"]
-    told = (
-        f"{programs['place']}: {programs['files']} file{'s' * (programs['files'] != 1)}, {_size(programs['bytes'])}"
-        if programs
-        else "off"
-    )
+    told = "off"
+    if programs:
+        number = f"{programs['files']} file{'s' * (programs['files'] != 1)}"
+        told = f"{programs['place']}: {number}, {_size(programs['bytes'])}"
     lines += ["", "caches", *_rows([("programs", told), ("face detector", _detector_line(model))]), "", "extras"]
     lines += _rows(
         (name, ("there: " if extra["installed"] else f"pip install 'mi-jax[{name}]': ") + extra["purpose"])

@@ -332,7 +332,7 @@ def test_convert_and_prepare_refuse_what_is_not_there(files, capsys):
 
 def test_help_waits_for_no_heavy_import():
     code = "import sys, mi_jax.cli; mi_jax.cli.main(['--help']); sys.exit(any(m in sys.modules for m in sys.argv[1:]))"
-    heavy = ["jax", "flax", "numpy", "av", "transformers", "mediapipe", "PIL"]
+    heavy = ["jax", "flax", "numpy", "av", "transformers", "mediapipe", "librosa", "numba", "PIL"]
     assert subprocess.run([sys.executable, "-c", code, *heavy], stdout=subprocess.DEVNULL, timeout=60).returncode == 0
 
 

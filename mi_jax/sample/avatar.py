@@ -22,7 +22,7 @@ from PIL import Image
 from mi_jax.avatar.config import AvatarConfig
 from mi_jax.avatar.folders import find_model, load_encoders, save_avatar
 from mi_jax.conditions import Conditions
-from mi_jax.data import faces, media
+from mi_jax.data import faces, media, sound
 from mi_jax.data.features import Encoders, latent_mask, portrait_latents, prompt_features, to_pixels
 from mi_jax.diffusion import add_noise, sigma_schedule
 from mi_jax.errors import InputError
@@ -96,7 +96,8 @@ class Avatar:
         Without speakers the video is silent and `seconds` long. A model without audio attention (HunyuanVideo-I2V)
         makes no other; one without portrait inputs either (HunyuanVideo) takes no portrait.
 
-        Where a mask came from and what was cut or resized is logged to the logger `mi_jax` (INFO and WARNING).
+        Where a mask came from, what was cut or resized, and voices that are all but silent are logged to the logger
+        `mi_jax` (INFO and WARNING).
 
         Args:
           portrait: a picture file, a PIL image or pixels [H W 3]; its centre is cropped to the video's aspect.
@@ -124,6 +125,9 @@ class Avatar:
         voices = [read_voice(speaker.audio, f"voice {i + 1}") for i, speaker in enumerate(speakers)]
         longest = max(map(len, voices), default=0) / SAMPLE_RATE
         frames = num_frames(longest if seconds is None else seconds)
+        for i, heard in enumerate(voices, 1):
+            for remark in sound.remarks(heard, f"voice {i}"):
+                log.warning("%s", remark)
         latent_frames = -(-(config.lead_in + frames - 1) // config.vae.temporal_stride) + 1
         plan_windows(latent_frames, window, overlap)  # a bad window is known before the long work
         masks = []

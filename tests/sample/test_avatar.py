@@ -369,3 +369,13 @@ def test_the_public_names():
     assert {"load", "Avatar", "Conditions", "Speaker", "save_video", "InputError"} <= set(dir(mi_jax))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         mi_jax.nothing  # noqa: B018
+
+
+def test_a_voice_that_says_nothing_is_remarked_and_changes_nothing(avatar, caplog):
+    silence = np.zeros(8000, np.float32)
+    animate(avatar, speakers=[Speaker(silence)])
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warned == ["voice 1: nothing is said in it (digital silence): lips will move by chance or not at all"]
+    caplog.clear()
+    animate(avatar)
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
