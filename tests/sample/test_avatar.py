@@ -6,6 +6,7 @@ import json
 import logging
 from operator import attrgetter
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,12 +167,9 @@ def test_saved_and_loaded_it_is_the_same_avatar(avatar):
     made = make_avatar()
     assert avatar.config == made.config
     for part in ("dit", "encoders.vae", "encoders.wav2vec2", "encoders.mllm"):
-        ours, theirs = (nnx.to_flat_state(nnx.state(attrgetter(part)(one))) for one in (avatar, made))
-        assert [path for path, _ in ours] == [path for path, _ in theirs]
-        for (path, x), (_, y) in zip(ours, theirs):
-            np.testing.assert_array_equal(x[...], y[...], err_msg=str(path))
-    for x, y in zip(*(one.encoders.prompter.tokenize(["She is sad"], image=True).arrays for one in (avatar, made))):
-        np.testing.assert_array_equal(x, y)
+        chex.assert_trees_all_equal(*(nnx.to_pure_dict(nnx.state(attrgetter(part)(one))) for one in (avatar, made)))
+    told = (one.encoders.prompter.tokenize(["She is sad"], image=True).arrays for one in (avatar, made))
+    chex.assert_trees_all_equal(*told)
 
 
 @pytest.fixture
