@@ -10,9 +10,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mi_jax.caches import keep_programs
 from mi_jax.commands.animate import animate
 from mi_jax.commands.bench import bench
 from mi_jax.commands.convert import convert
+from mi_jax.commands.env import env
 from mi_jax.commands.export import export
 from mi_jax.commands.plan import plan
 from mi_jax.commands.prepare import prepare
@@ -33,6 +35,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
         (bench, parsed(bench)),
         (train, train),
         (plan, parsed(plan)),
+        (env, parsed(env)),
     )
 }
 
@@ -44,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv and argv[0] in COMMANDS:
             _show_log()
             claim_gpu_memory()
+            keep_programs()
             COMMANDS[argv[0]][0](argv[1:])
             return 0
         if not argv or argv[0] in ("-h", "--help"):

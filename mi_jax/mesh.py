@@ -35,6 +35,21 @@ def make_mesh(data: int | None = None, seq: int = 1, devices: list[jax.Device] |
     return Mesh(by_process(placed), AXES, axis_types=(AxisType.Explicit,) * 2)
 
 
+def take_devices(count: int | None = None, seq: int | None = None) -> list[jax.Device]:
+    """The first `count` devices of this process, by default all, of which `seq` are to share a video's tokens.
+
+    Raises:
+      InputError: there are not so many, or `seq` does not divide them.
+    """
+    devices = jax.local_devices()
+    if count is not None and not 1 <= count <= len(devices):
+        raise InputError(f"devices is {count}, but there are {len(devices)} ({devices[0].device_kind})")
+    devices = devices[:count]
+    if seq is not None and (seq < 1 or len(devices) % seq):
+        raise InputError(f"seq is {seq}, which does not divide the number of devices, {len(devices)}")
+    return devices
+
+
 def by_process(placed: np.ndarray) -> np.ndarray:
     """Devices [data seq] with the rows of one process side by side, so that it reads one piece of every batch.
 
@@ -112,6 +127,14 @@ def batch_axis(x: jax.Array) -> str | None:
     """The mesh axis that the first dimension of `x` is spread over."""
     spec = spec_of(x)
     return spec[0] if spec else None
+
+
+def spread_batch(tree):
+    """The first axis of every leaf over the mesh's `data` axis, where there is one that divides it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if "data" not in mesh.axis_names:
+        return tree
+    return jax.tree.map(lambda x: jax.reshard(x, P("data" if x.shape[0] % mesh.shape["data"] == 0 else None)), tree)
 
 
 def axis_size(name: str) -> int:

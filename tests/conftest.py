@@ -1,13 +1,19 @@
 """Strictness for every test: shapes and dtypes of public functions are checked, silent promotion is an error."""
 
+import atexit
 import gc
 import os
 import pathlib
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# What tests keep between runs of the commands is theirs, and gone when they are done.
+os.environ["MI_JAX_CACHE"] = tempfile.mkdtemp(prefix="mi_jax_tests_")
+atexit.register(shutil.rmtree, os.environ["MI_JAX_CACHE"], ignore_errors=True)
 
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook  # noqa: E402
 
 # Before any import of mi_jax: its annotations become checks, in tests only.
 install_import_hook("mi_jax", "beartype.beartype")

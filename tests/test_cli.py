@@ -67,6 +67,8 @@ def test_animate_writes_a_video_with_the_voice_and_says_what_it_did(files, model
         "out.mp4",
         "--steps",
         "2",
+        "--devices",
+        "1",
     ]
     assert cli.main([*argv, "--model", str(model), "--guidance-audio", "1"]) == 0
     captured = capsys.readouterr()
@@ -97,7 +99,7 @@ def test_two_voices_with_masks_of_another_size(files, model, capsys):
         "--out",
         "out.mp4",
     ]
-    assert cli.main([*argv, "--model", str(model), "--steps", "1", "--guidance-audio", "1"]) == 0
+    assert cli.main([*argv, "--model", str(model), "--steps", "1", "--guidance-audio", "1", "--devices", "1"]) == 0
     assert "left.png resized from 24x20 to 48x40" in capsys.readouterr().err
 
 
@@ -164,6 +166,7 @@ def test_a_bad_option_is_one_plain_line_in_every_terminal(files, utf8):
         ({"more": ["--model", "nobody"]}, "nobody", "no such model"),
         ({"more": ["--model", "."]}, "config.json", ""),
         ({"more": ["--mask", "none.png"]}, "none.png", "not found"),
+        ({"more": ["--face-detector", "none.tflite"]}, "none.tflite", "face detector model not found"),
         ({"more": ["--mask", "black.png"]}, "black.png", "empty"),
         ({"more": ["--mask", "black.png", "black.png"]}, "2 masks", "1 voices"),
         ({"more": ["--mask", "left.png", "--width", "16"]}, "voice 1", "outside the part of the portrait"),
@@ -182,7 +185,7 @@ def test_bad_input_is_one_line_and_code_2(files, model, capsys, change, named, f
 
 
 def test_without_a_voice_the_video_is_silent_and_as_large_and_long_as_told(files, model, capsys):
-    size = ["--seconds", "0.2", "--height", "32", "--width", "64", "--steps", "1"]
+    size = ["--seconds", "0.2", "--height", "32", "--width", "64", "--steps", "1", "--devices", "1"]
     assert cli.main(["animate", "portrait.png", "--out", "out.mp4", "--model", str(model), *size]) == 0
     assert "0.20 s, 5 frames of 64x32" in capsys.readouterr().out
     with pytest.raises(InputError, match="no sound"):
@@ -199,10 +202,12 @@ def test_without_a_voice_the_video_is_silent_and_as_large_and_long_as_told(files
         (("--height", "8"), "8 pixels cannot be made"),
         (("--guidance-text", "inf"), "guidance weights must be finite"),
         (("--window", "8"), "overlap of 8"),
+        (("--devices", "9"), "devices is 9, but there are 8 (cpu)"),
+        (("--devices", "6", "--seq", "4"), "seq is 4, which does not divide the number of devices, 6"),
     ],
 )
 def test_numbers_are_checked_before_anything_is_loaded(files, model, capsys, monkeypatch, option, said):
-    monkeypatch.setattr("mi_jax.sample.avatar.load", lambda *_: pytest.fail("the long work began"))
+    monkeypatch.setattr("mi_jax.sample.avatar.load", lambda *_, **__: pytest.fail("the long work began"))
     line = refused(capsys, "animate", "portrait.png", "speech.wav", "--out", "o.mp4", "--model", str(model), *option)
     assert said in line
     assert not Path("o.mp4").exists()
@@ -241,7 +246,7 @@ def test_help_unknown_commands_and_no_command(capsys):
     assert all(name in shown for name in cli.COMMANDS)
     assert cli.main([]) == 2
     capsys.readouterr()
-    assert "there are animate, puppets, prepare, convert, export, bench, train, plan" in refused(capsys, "fly")
+    assert "there are animate, puppets, prepare, convert, export, bench, train, plan, env" in refused(capsys, "fly")
     assert "no config" in refused(capsys, "train")
     for name in cli.COMMANDS:
         assert cli.main([name, "--help"]) == 0
@@ -329,7 +334,7 @@ def test_convert_and_prepare_refuse_what_is_not_there(files, capsys):
 
 def test_help_waits_for_no_heavy_import():
     code = "import sys, mi_jax.cli; mi_jax.cli.main(['--help']); sys.exit(any(m in sys.modules for m in sys.argv[1:]))"
-    heavy = ["jax", "flax", "numpy", "av", "transformers", "mediapipe", "PIL"]
+    heavy = ["jax", "flax", "numpy", "av", "transformers", "mediapipe", "librosa", "numba", "PIL"]
     assert subprocess.run([sys.executable, "-c", code, *heavy], stdout=subprocess.DEVNULL, timeout=60).returncode == 0
 
 

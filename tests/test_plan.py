@@ -271,12 +271,14 @@ def test_a_training_step_takes_what_its_shards_are():
     assert made.as_json()["mfu_ceiling"] <= 1
 
 
-@pytest.mark.parametrize(("data", "seq"), [(1, 1), (2, 2)])
-def test_a_sampler_s_level(data, seq):
-    """Five windows of a long video, two branches each; one device needs no mesh."""
+@pytest.mark.parametrize(("data", "seq", "told"), [(1, 1, True), (2, 2, True), (4, 1, False)])
+def test_a_sampler_s_level(data, seq, told):
+    """Six windows of a long video, two branches each; one device needs no mesh, and four make one for themselves."""
     model = dataclasses.replace(sampled_model(STAGE2.objective), height=32, width=48, guidance_text=0.0)
     lengths = {"latent_frames": 15, "window": 5, "overlap": 3}
-    made = plan_sampling(model, f"cpu:{data * seq}", data=data, seq=seq, **lengths)
+    mesh = {"data": data, "seq": seq} if told else {}
+    made = plan_sampling(model, f"cpu:{data * seq}", **mesh, **lengths)
+    assert (made.data, made.seq) == (data, seq)
     flops = dit_flops(SHALLOW, 5, 4, 6, 32 + 9)
     assert made.model_flops == 2 * 6 * flops.forward
     assert made.executed_flops == 2 * 6 * flops.forward / (data * seq)

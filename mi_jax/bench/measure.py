@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from mi_jax.bench.workloads import Work
+from mi_jax.caches import own_programs_dir
 
 CEILING_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 """Side of the square matrices whose product is the ceiling: large enough to fill the device."""
@@ -27,9 +28,9 @@ _events: collections.Counter = collections.Counter()
 def use_compilation_cache(folder: str | os.PathLike | None = None) -> pathlib.Path:
     """Turns JAX's persistent compilation cache on for every program, however small; returns its folder.
 
-    By default that is what JAX was told (JAX_COMPILATION_CACHE_DIR), else ~/.cache/mi_jax/programs.
+    By default that is what JAX was told (JAX_COMPILATION_CACHE_DIR), else `caches.own_programs_dir`.
     """
-    place = folder or jax.config.jax_compilation_cache_dir or pathlib.Path.home() / ".cache" / "mi_jax" / "programs"
+    place = folder or jax.config.jax_compilation_cache_dir or own_programs_dir()
     path = pathlib.Path(place).expanduser()
     path.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(path))

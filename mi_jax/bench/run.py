@@ -1,5 +1,6 @@
 """One bench, from its options to its result."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -89,7 +90,8 @@ def bench(options: Options, say: Callable[[str], None] = lambda line: None) -> d
     dtype = jnp.dtype(options.dtype or ("bfloat16" if accelerated else "float32"))
     if options.attention == "cudnn" and (jax.default_backend() != "gpu" or dtype == jnp.float32):
         raise InputError("attention cudnn needs an NVIDIA GPU and bfloat16")
-    measure.use_compilation_cache()
+    with contextlib.suppress(OSError):  # it cannot be written there: then every program is compiled
+        measure.use_compilation_cache()
     ceiling = measure.matmul_ceiling(dtype)
     machine = about_this_machine()
     say(f"{machine['device']}, {dtype.name}: a matrix product reaches {ceiling / 1e12:.3g} TFLOP/s")

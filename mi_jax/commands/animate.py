@@ -25,6 +25,9 @@ def animate(
     seconds: float | None = None,
     height: int | None = None,
     width: int | None = None,
+    face_detector: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    devices: int | None = None,
+    seq: int | None = None,
 ) -> None:
     """A portrait, a voice and a sentence become a talking video.
 
@@ -46,9 +49,15 @@ def animate(
       seconds: length of the video; by default that of the longest voice.
       height: of the video in pixels; by default the model's.
       width: of the video in pixels; by default the model's.
+      face_detector: a model of MediaPipe's Face Detector (.tflite); by default MI_JAX_FACE_DETECTOR, else the one kept
+        from before or downloaded.
+      devices: how many share the work; by default all.
+      seq: of these, how many share the tokens of a window; by default what suits the video.
     """
     from mi_jax.avatar.folders import avatar_config
     from mi_jax.data import media
+    from mi_jax.data.detector import named_detector
+    from mi_jax.mesh import take_devices
     from mi_jax.rates import FPS
     from mi_jax.sample import avatar
     from mi_jax.sample.windows import plan_windows
@@ -69,11 +78,14 @@ def animate(
     if mask and len(mask) != len(audio):
         raise InputError(f"{len(mask)} masks for {len(audio)} voices: give one --mask picture per voice, or none")
     plan_windows(1, window, overlap)
+    if audio and not mask:
+        named_detector(face_detector)
+    take_devices(devices, seq)
     pixels = None if portrait is None else media.read_image(portrait)
     voices = [media.read_audio(path) for path in audio]
     for path in mask:
         media.read_mask(path)
-    loaded = avatar.load(model)
+    loaded = avatar.load(model, devices=devices, seq=seq)
     with ProgressBar("denoising", "step") as bar:
         video = loaded.animate(
             pixels,
@@ -83,6 +95,7 @@ def animate(
             window=window,
             overlap=overlap,
             seconds=seconds,
+            face_detector=face_detector,
             progress=bar,
             **options,
         )

@@ -30,8 +30,8 @@ def bench(
     """How fast a model runs here, and what share of the hardware it uses.
 
     dit is the denoiser's velocity, step a training step, vae encoding and decoding, sampler the whole denoising loop.
-    Weights are random. Programs are kept in JAX's compilation cache (JAX_COMPILATION_CACHE_DIR, by default
-    ~/.cache/mi_jax/programs), so that compiling is cold only once.
+    Weights are random. All programs, however small, are kept in JAX's compilation cache (`mi-jax env` says where), so
+    that compiling is cold only once.
 
     Args:
       what: is measured.

@@ -35,8 +35,9 @@ def plan(
     Args:
       config: an experiment's file, a model folder, or a preset (puppet, magic-infinite-13b).
       topology: h100:8, h200:25x8 (hosts x GPUs), v5p-256, v6e-8, v7x-8, v5p:2x2x2 (chips along each axis), cpu:8.
-      data: devices that share out clips or windows; by default all that --seq leaves.
-      seq: devices that share out the tokens of one video; by default the training config's, 1 for sampling.
+      data: devices that share out clips, or windows and guidance branches; by default all that --seq leaves.
+      seq: devices that share out the tokens of one video; by default the training config's; where neither this nor
+        --data is given, sampling is spread as `mi-jax animate` does.
       size: pictures to plan training for, where the records are not there yet.
       sample: plan sampling videos of this size, instead of training.
       latent_frames: length of the sampled video, in latent frames (of 4 video frames).
@@ -69,9 +70,9 @@ def plan(
         raise InputError(
             f"{' '.join(overrides)}: no such option, and {config} is no experiment whose fields it could set"
         )
-    own = experiment.seq if experiment is not None and sample is None else 1
-    where = {"topology": topology, "data": data, "seq": own if seq is None else seq}
+    where = {"topology": topology, "data": data, "seq": seq}
     if sample is None and experiment is not None:
+        where["seq"] = experiment.seq if seq is None else seq
         made = plan_training(experiment, **where, size=None if size is None else parse_size("--size", size))
     else:
         model = sampled_model(config if experiment is None else experiment.objective)

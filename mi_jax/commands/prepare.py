@@ -22,6 +22,8 @@ def prepare(
 ) -> None:
     """Computes the features of clips once, as records to train on.
 
+    The clips are as high as the model's videos, padded to what its networks take (540 pixels: 544), and square.
+
     Args:
       out: the folder to write; it must not exist yet.
       puppets: how many puppet clips to draw.
@@ -59,6 +61,6 @@ def prepare(
             seed=seed,
             split=split,
             seconds=seconds,
-            size=config.height,
+            size=config.padded_size[0],  # of 540 pixels the networks see 544, here as in `animate`
             workers=workers or os.cpu_count() or 1,
         )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from mi_jax.caches import share_programs
 from mi_jax.commands.terminal import parsing, take_option
 from mi_jax.errors import InputError
 
@@ -16,9 +17,10 @@ def train(argv: Sequence[str]) -> None:
     --out DIR is where checkpoints, logs and samples go (default runs/NAME), for all processes of a run the same folder.
     --distributed joins the processes of a run on several hosts, each started with the same command: `auto` where JAX
     knows the cluster (TPU pods, Slurm, Open MPI, Kubernetes), else process 0's address, the number of processes and
-    which of them this one is. Every other option overrides a field of the config: `mi-jax train CONFIG.py --help` lists
-    them. One of them, --on-device 10, holds all records in the device's memory and takes 10 optimiser steps a call: on
-    a GPU a small model is otherwise done before the host has its next batch.
+    which of them this one is. They keep compiled programs only in a folder that all of them see, if
+    JAX_COMPILATION_CACHE_DIR names one. Every other option overrides a field of the config: `mi-jax train CONFIG.py
+    --help` lists them. One of them, --on-device 10, holds all records in the device's memory and takes 10 optimiser
+    steps a call: on a GPU a small model is otherwise done before the host has its next batch.
     """
     if not argv:
         raise InputError("no config (mi-jax train --help tells more)")
@@ -55,3 +57,4 @@ def _join(cluster: str) -> None:
         jax.distributed.initialize(**cluster_options)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"--distributed {cluster}: {str(error).splitlines()[0]}") from None
+    share_programs()

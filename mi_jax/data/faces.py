@@ -1,12 +1,8 @@
 """Which region of the portrait each voice moves: masks given by hand, else found faces, else the whole picture."""
 
 import contextlib
-import hashlib
 import importlib.util
 import os
-import pathlib
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,15 +10,10 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from mi_jax.data import media
+from mi_jax.data.detector import DetectorUnavailable, find_detector
 from mi_jax.errors import InputError
-from mi_jax.files import PathLike, existing_file, written_beside
+from mi_jax.files import PathLike
 
-DETECTOR_URL = (
-    "https://storage.googleapis.com/mediapipe-models/face_detector/"
-    "blaze_face_short_range/float16/1/blaze_face_short_range.tflite"
-)
-DETECTOR_SHA256 = "b4578f35940bf5a1a655214a1cce5cab13eba73c1297cd78e1a04c2380b0152f"
-DOWNLOAD_TIMEOUT = 5.0  # seconds: offline is a normal state, not worth a long wait
 FACE_GROWTH = 1.7
 """A detected box spans brows to chin; the region that talks and turns is about three times that area, as in
 HunyuanVideo-Avatar."""
@@ -31,10 +22,6 @@ MIN_CONFIDENCE = 0.75
 DETECTION_SIDE = 1024  # px: the detector works at 128, so more is only cost
 
 MaskSource = PathLike | np.ndarray
-
-
-class DetectorUnavailable(Exception):
-    """Faces cannot be looked for here; the message says why."""
 
 
 def face_masks(
@@ -50,7 +37,7 @@ def face_masks(
     picture.
 
     Args:
-      model_path: a detector model of MediaPipe's Face Detector task; by default the cached or downloaded one.
+      model_path: a detector model of MediaPipe's Face Detector task; by default as `detector.find_detector` says.
 
     Raises:
       InputError: a mask that is missing, unreadable or empty, or masks for some speakers only; no mask and fewer faces
@@ -123,8 +110,8 @@ def detect_faces(portrait: UInt8[np.ndarray, "H W 3"], model_path: PathLike | No
     Raises: DetectorUnavailable without mediapipe or its model file; InputError for a `model_path` that cannot be used.
     """
     if importlib.util.find_spec("mediapipe") is None:
-        raise DetectorUnavailable("mediapipe is not installed (pip install 'mi-jax[prepare]')")
-    model = resolve_detector(model_path)
+        raise DetectorUnavailable("mediapipe is not installed (pip install mediapipe)")
+    model = find_detector(model_path)
     import mediapipe
     from mediapipe.tasks.python import BaseOptions, vision
 
@@ -185,40 +172,3 @@ def _quiet_native_log() -> Iterator[None]:
     finally:
         os.dup2(saved, 2)
         os.close(saved)
-
-
-def cache_dir() -> pathlib.Path:
-    """Where downloaded files are kept: `MI_JAX_CACHE`, else `~/.cache/mi_jax`."""
-    return pathlib.Path(os.environ.get("MI_JAX_CACHE") or pathlib.Path.home() / ".cache" / "mi_jax")
-
-
-def resolve_detector(model_path: PathLike | None = None) -> pathlib.Path:
-    """The detector's model file: the explicit path, else the cache, else downloaded into it and checked by its SHA-256.
-
-    Raises: InputError for an explicit path without a file; DetectorUnavailable offline, or if the checksum is not met.
-    """
-    if model_path is not None:
-        return existing_file(model_path, "face detector model")
-    cached = cache_dir() / pathlib.PurePosixPath(DETECTOR_URL).name
-    if cached.is_file() and _sha256(cached.read_bytes()) == DETECTOR_SHA256:
-        return cached
-    try:
-        with urllib.request.urlopen(DETECTOR_URL, timeout=DOWNLOAD_TIMEOUT) as response:
-            data = response.read()
-    except (urllib.error.URLError, OSError) as fault:
-        raise DetectorUnavailable(
-            f"MediaPipe's face detector model is not in {cache_dir()} and could not be downloaded"
-        ) from fault
-    if _sha256(data) != DETECTOR_SHA256:
-        raise DetectorUnavailable("MediaPipe's downloaded face detector model has an unexpected checksum")
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with written_beside(cached) as partial:
-            partial.write_bytes(data)
-    except OSError as fault:
-        raise DetectorUnavailable(f"{cache_dir()} cannot hold MediaPipe's face detector model") from fault
-    return cached
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -95,6 +95,7 @@ def clip_record(
 ) -> dict[str, np.ndarray]:
     """The training record of one clip whose first frame is the portrait; f = 4k + 1 frames at 25 fps, audio at 16 kHz.
 
+    H and W are sides that the VAE and the denoiser's patches divide (`AvatarConfig.padded_size`).
     Keys: latents f16 [t h w c] and portrait f16 [h w c] (scaled), face_mask f32 [s h w] and audio_hidden f16
     [s 2f L D] (wav2vec2 states) of each of the s speakers, and those of `prompt_features` in f16.
     """

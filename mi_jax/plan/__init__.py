@@ -10,6 +10,8 @@ from mi_jax.models.flops import Flops, dit_flops
 from mi_jax.plan.programs import PRESETS, latent_grid, preset_of, sampler_level, training_batch, training_step
 from mi_jax.plan.report import Plan, make_plan
 from mi_jax.plan.topologies import Topology, find_topology
+from mi_jax.sample.avatar import guidance_branches
+from mi_jax.sample.layout import computed_windows, mesh_shape
 from mi_jax.sample.windows import plan_windows
 from mi_jax.train.curriculum import CurriculumObjective
 from mi_jax.train.objective import TrainConfig
@@ -50,7 +52,7 @@ def plan_sampling(
     topology: str,
     *,
     data: int | None = None,
-    seq: int = 1,
+    seq: int | None = None,
     latent_frames: int = 33,
     window: int = 33,
     overlap: int = 8,
@@ -58,23 +60,27 @@ def plan_sampling(
 ) -> Plan:
     """The plan of one noise level of a video of `latent_frames`, all windows and branches of guidance.
 
+    Without `data` and `seq` the mesh is the one that `mi-jax animate` would choose (`layout.mesh_shape`).
+
     Raises:
       InputError: no such topology, a mesh that does not fit it, no speaker, or a window that cannot be.
     """
     if speakers < 1:
         raise InputError(f"--speakers is {speakers}, at least 1 is needed")
     place = find_topology(topology)
-    mesh = make_mesh(data, seq, place.devices)
     windows = len(plan_windows(latent_frames, window, overlap))
+    branches = guidance_branches(config.dit, {"audio": config.guidance_audio, "text": config.guidance_text})
+    if data is None and seq is None:
+        data, seq = mesh_shape(windows, branches, len(place.devices), config.dit.heads, config.dit.ulysses)
+    mesh = make_mesh(data, 1 if seq is None else seq, place.devices)
+    data, seq = mesh.shape["data"], mesh.shape["seq"]
     options = {"window": window, "overlap": overlap, "speakers": speakers}
     text = config.mllm.prompts.max_tokens
     if config.dit.image_to_video or config.dit.token_replace:
         text += config.mllm.num_image_tokens
     grid = latent_grid(config, config.height, config.width)
     flops = dit_flops(config.dit, min(window, latent_frames), *grid, text, speakers=speakers)
-    branches = 1 + bool(config.guidance_audio or config.guidance_text) + bool(config.guidance_text and config.dit.audio)
-    group = mesh.shape["data"]
-    computed = -(-windows // group) * group  # the last group is filled up
+    computed = computed_windows(windows, branches, data)
     with sampler_level(config, latent_frames, mesh, **options) as (lowered, arguments):
         return make_plan(
             f"a noise level of {config.height}x{config.width}, {latent_frames} latent frames in {windows} windows, "
@@ -82,7 +88,7 @@ def plan_sampling(
             lowered,
             arguments,
             place,
-            (mesh.shape["data"], seq),
+            (data, seq),
             model_flops=(flops * (branches * windows)).forward,
             executed_flops=(flops * (branches * computed)).forward,
         )

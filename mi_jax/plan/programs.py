@@ -21,6 +21,8 @@ from mi_jax.errors import InputError
 from mi_jax.mesh import on_mesh, parameter_spec
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.sample.avatar import denoise_level, guidance_weights
+from mi_jax.sample.guidance import Guidance
+from mi_jax.sample.layout import group_size
 from mi_jax.train.curriculum import CurriculumObjective
 from mi_jax.train.loop import arrays_of
 from mi_jax.train.objective import TrainConfig
@@ -175,5 +177,6 @@ def sampler_level(
         model = nnx.merge(graph, _spread(state, mesh))
         latents = shape(1, latent_frames, h, w, config.vae.latent_channels)
         arguments = _placed((latents, shape(2), Conditions(**conditions), weights), mesh)
-        lowered = denoise_level.lower(model, *arguments, window=window, overlap=overlap, group=mesh.shape["data"])
+        group = group_size(Guidance(**weights).branches, mesh.shape["data"])
+        lowered = denoise_level.lower(model, *arguments, window=window, overlap=overlap, group=group)
         yield lowered, (model, *arguments)

@@ -50,9 +50,15 @@ def prepare_puppets(
 ) -> None:
     """Writes the records of `count` puppet clips and then of `duets` duets to `out_dir` (see `clip_record`).
 
+    size: of the square clips in pixels, one that the networks take (`AvatarConfig.padded_size`).
+
     Raises:
-      InputError: `out_dir` exists already or cannot be written, or the encoders read no voices or no portraits.
+      InputError: `out_dir` exists already or cannot be written, the encoders read no voices or no portraits, or the VAE
+        takes no clips of this size.
     """
+    stride = encoders.vae.config.spatial_stride
+    if size % stride:
+        raise InputError(f"clips of {size} pixels: the VAE takes multiples of {stride}")
     lacking = {"wav2vec2": encoders.wav2vec2, "vision tower": encoders.mllm.vision}
     for name, module in lacking.items():
         if module is None:

@@ -23,18 +23,19 @@ from PIL import Image
 from mi_jax.avatar.config import AvatarConfig
 from mi_jax.avatar.folders import find_model, load_encoders, save_avatar
 from mi_jax.conditions import Conditions
-from mi_jax.data import faces, media
+from mi_jax.data import faces, media, sound
 from mi_jax.data.features import Encoders, latent_mask, portrait_latents, prompt_features, to_pixels
 from mi_jax.diffusion import add_noise, sigma_schedule
 from mi_jax.errors import InputError
 from mi_jax.files import PathLike
-from mi_jax.mesh import on_mesh
+from mi_jax.mesh import make_mesh, on_mesh, shard_parameters, take_devices
 from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.tiling import decode_pieces
 from mi_jax.models.wav2vec2 import hidden_states
 from mi_jax.rates import FPS, SAMPLE_RATE
 from mi_jax.sample.guidance import Guidance
+from mi_jax.sample.layout import group_size, mesh_shape
 from mi_jax.sample.sliding_window import sliding_window
 from mi_jax.sample.windows import plan_windows
 from mi_jax.weights.native import load_into
@@ -61,12 +62,17 @@ Portrait = PathLike | Image.Image | np.ndarray
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Avatar:
-    """A loaded model. `load` makes one; the parts are public so that scripts can run them alone."""
+    """A loaded model. `load` makes one; the parts are public so that scripts can run them alone.
+
+    mesh: the devices over which denoiser and MLLM are spread; None: the default device.
+    fits_mesh: `denoise` lays these devices out anew where another mesh suits a video better (`layout.mesh_shape`).
+    """
 
     config: AvatarConfig
     dit: DiT
     encoders: Encoders
     mesh: Mesh | None = None
+    fits_mesh: bool = False
 
     def animate(
         self,
@@ -83,6 +89,7 @@ class Avatar:
         seconds: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        face_detector: PathLike | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> UInt8[np.ndarray, "f H W 3"]:
         """A video of the portrait speaking, at 25 fps and the model's size, as long as the longest voice.
@@ -90,7 +97,8 @@ class Avatar:
         Without speakers the video is silent and `seconds` long. A model without audio attention (HunyuanVideo-I2V)
         makes no other; one without portrait inputs either (HunyuanVideo) takes no portrait.
 
-        Where a mask came from and what was cut or resized is logged to the logger `mi_jax` (INFO and WARNING).
+        Where a mask came from, what was cut or resized, and voices that are all but silent are logged to the logger
+        `mi_jax` (INFO and WARNING).
 
         Args:
           portrait: a picture file, a PIL image or pixels [H W 3]; its centre is cropped to the video's aspect.
@@ -102,6 +110,8 @@ class Avatar:
           guidance_audio, guidance_text: see `Guidance`. Default: the model's.
           seconds: length of the video; default is that of the longest voice.
           height, width: of the video in pixels. Default: the model's.
+          face_detector: a model file of MediaPipe's Face Detector; by default the one kept from before, or downloaded
+            (`data.detector.find_detector`).
           progress: called with (steps done, steps) before the first step and after every one.
 
         Raises:
@@ -116,11 +126,15 @@ class Avatar:
         voices = [read_voice(speaker.audio, f"voice {i + 1}") for i, speaker in enumerate(speakers)]
         longest = max(map(len, voices), default=0) / SAMPLE_RATE
         frames = num_frames(longest if seconds is None else seconds)
+        for i, heard in enumerate(voices, 1):
+            for remark in sound.remarks(heard, f"voice {i}"):
+                log.warning("%s", remark)
         latent_frames = -(-(config.lead_in + frames - 1) // config.vae.temporal_stride) + 1
         plan_windows(latent_frames, window, overlap)  # a bad window is known before the long work
         masks = []
         if speakers:
-            masks, how = faces.face_masks(pixels, len(speakers), [speaker.mask for speaker in speakers])
+            given = [speaker.mask for speaker in speakers]
+            masks, how = faces.face_masks(pixels, len(speakers), given, model_path=face_detector)
             fit_masks(masks, *config.padded_size)  # what is wrong with them is said first, and alone
             log.info(how)
 
@@ -201,15 +215,20 @@ class Avatar:
         noise: Float[Array | np.ndarray, "1 t h w c"] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Float[np.ndarray, "t h w c"]:
-        """Latents of the whole video, from `noise` or that of `seed`; `latent_frames` is by default the audio's."""
+        """Latents of the whole video, from `noise` or that of `seed`; `latent_frames` is by default the audio's.
+
+        weights: of guidance, by the names audio and text.
+        """
         height, width = self.config.padded_size
         stride = self.config.vae.spatial_stride
         frames = conditions.audio.shape[2] if latent_frames is None else latent_frames
         shape = (1, frames, height // stride, width // stride, self.config.vae.latent_channels)
         sigmas = sigma_schedule(steps, self.config.shift)
-        group = 1 if self.mesh is None else self.mesh.shape["data"]
+        branches = guidance_branches(self.config.dit, weights)
+        avatar = self._fitted(len(plan_windows(frames, window, overlap)), branches)
+        group = 1 if avatar.mesh is None else group_size(branches, avatar.mesh.shape["data"])
         weights = guidance_weights(self.config.dit, weights)
-        with self._on_mesh():
+        with avatar._on_mesh():
             latents = jax.random.normal(jax.random.key(seed), shape, jnp.float32) if noise is None else jnp.array(noise)
             if self.config.portrait_in_noise and conditions.portrait is not None:
                 latents = add_noise(
@@ -219,7 +238,7 @@ class Avatar:
                 progress(0, steps)
             for i in range(steps):
                 latents = denoise_level(
-                    self.dit,
+                    avatar.dit,
                     latents,
                     sigmas[i : i + 2],
                     conditions,
@@ -242,6 +261,25 @@ class Avatar:
         devices = None if self.mesh is None else self.mesh.local_devices
         pieces = decode_pieces(vae, latents[None] / np.float32(vae.config.scaling_factor), devices=devices)
         return np.concatenate([to_pixels(piece[0, :, top : top + height, left : left + width]) for piece in pieces])
+
+    def on(self, mesh: Mesh) -> "Avatar":
+        """The same avatar with its weights on `mesh`. Those that lie there already as they should are not copied."""
+        if mesh == self.mesh:
+            return self
+        encoders = dataclasses.replace(self.encoders, mllm=shard_parameters(self.encoders.mllm, mesh))
+        return dataclasses.replace(self, mesh=mesh, dit=shard_parameters(self.dit, mesh), encoders=encoders)
+
+    def _fitted(self, windows: int, branches: int) -> "Avatar":
+        if self.mesh is None or not self.fits_mesh:
+            return self
+        devices = list(self.mesh.devices.flat)
+        dit = self.config.dit
+        data, seq = mesh_shape(windows, branches, len(devices), dit.heads, dit.ulysses)
+        log.info(
+            f"{len(devices)} devices: {_number(windows, 'window')} x {_number(branches, 'guidance branch', 'es')}"
+            f" over {data}, the tokens of each over {seq}"
+        )
+        return self.on(make_mesh(data, seq, devices))
 
     def save(self, folder: str | os.PathLike, *, dtype: Any = None, overwrite: bool = False) -> None:
         """Writes what `load` reads (see `save_avatar`); with a mesh of several processes, all of them call it."""
@@ -284,6 +322,15 @@ def guidance_weights(dit: DiTConfig, weights: dict[str, float]) -> dict[str, Arr
         # Nothing is heard: two branches, all and none, at every noise level.
         weights = {"audio": weights["text"], "two_fold_above": jnp.float32(-1.0)}
     return weights
+
+
+def guidance_branches(dit: DiTConfig, weights: dict[str, float]) -> int:
+    """Evaluations of the denoiser in one guided velocity, for weights named audio and text."""
+    return Guidance(**guidance_weights(dit, weights)).branches
+
+
+def _number(count: int, what: str, plural: str = "s") -> str:
+    return f"{count} {what}{plural * (count != 1)}"
 
 
 def check_request(config: AvatarConfig, *, portrait: bool, voices: int, seconds: float | None, seed: int) -> None:
@@ -362,20 +409,35 @@ def read_voice(audio: PathLike | np.ndarray, name: str) -> Float32[np.ndarray, "
     return audio.astype(np.float32)
 
 
-def load(name: str | os.PathLike, *, mesh: Mesh | None = None) -> Avatar:
+def load(
+    name: str | os.PathLike, *, devices: int | None = None, seq: int | None = None, mesh: Mesh | None = None
+) -> Avatar:
     """The avatar shipped under `name` ("puppet"), or that of a model folder.
 
-    With a mesh (`mi_jax.mesh.make_mesh`) the denoiser and the MLLM are read straight into its shards, and windows run
-    side by side.
+    The denoiser and the MLLM are read straight into the shards of the devices, and `animate` shares the work of a video
+    out over them: its windows and guidance branches, and the tokens of each.
+
+    Args:
+      devices: how many of this process's; by default all.
+      seq: how many of them share the tokens of a window, the same for all videos; by default what suits each.
+      mesh: instead of both, `mi_jax.mesh.make_mesh`; on several hosts the way to use all of them.
 
     Raises:
-      InputError: no such model, or a folder whose files are missing, damaged or do not fit each other.
+      InputError: no such model, or a folder whose files are missing, damaged or do not fit each other; no such devices.
     """
+    if mesh is None:
+        chosen = take_devices(devices, seq)
+        mesh = make_mesh(None, seq or 1, chosen) if len(chosen) > 1 else None
+        fits_mesh = mesh is not None and seq is None
+    elif devices is not None or seq is not None:
+        raise InputError("load takes a mesh, or devices and seq, not both")
+    else:
+        fits_mesh = False
     config, encoders = load_encoders(name, mesh=mesh)
     dit = load_into(
         find_model(name), "dit", lambda: DiT(config.dit, rngs=nnx.Rngs(0)), dtype=jnp.dtype(config.dtype), mesh=mesh
     )
-    return Avatar(config=config, dit=dit, encoders=encoders, mesh=mesh)
+    return Avatar(config=config, dit=dit, encoders=encoders, mesh=mesh, fits_mesh=fits_mesh)
 
 
 def save_video(

@@ -3,11 +3,14 @@
 import dataclasses
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from mi_jax.conditions import Conditions, concatenate
+from mi_jax.mesh import batch_axis, spread_batch
 
 Velocity = Callable[[Float[Array, "b t h w c"], Float[Array, "b"], Conditions], Float[Array, "b t h w c"]]
 """`velocity(latents, sigma, conditions)`: any denoiser; `mi_jax.models.dit.DiT` is one."""
@@ -26,23 +29,30 @@ class Guidance:
     audio, text: the weights: numbers, or arrays of one value or of one per example (distillation).
     two_fold_above: the noise level, as the network is fed it, from which on the two-fold form is used.
 
-    The branches are one batch. Branches that number weights of 0 leave without effect are not computed: both 0
-    costs one evaluation, text 0 two (what is dropped is chosen by sigma), else three.
+    The branches are one batch, on a mesh spread over its `data` axis. Branches that number weights of 0 leave without
+    effect are not computed: both 0 costs one evaluation, text 0 two (what is dropped is chosen by sigma), else three.
     """
 
     audio: float | Float[Array, ""] | Float[Array, "b"] = 0.0
     text: float | Float[Array, ""] | Float[Array, "b"] = 0.0
     two_fold_above: float | Float[Array, ""] = 0.75
 
+    @property
+    def branches(self) -> int:
+        """Evaluations of the denoiser that one guided velocity takes."""
+        if _is_zero(self.text):
+            return 1 if _is_zero(self.audio) else 2
+        return 3
+
     def __call__(self, velocity: Velocity) -> Velocity:
         """`velocity`, guided."""
-        if _is_zero(self.audio) and _is_zero(self.text):
+        if self.branches == 1:
             return velocity
 
         def guided(latents, sigma, conditions):
             two_fold = sigma >= self.two_fold_above
             audio = _per_example(self.audio, latents).astype(latents.dtype)
-            if _is_zero(self.text):
+            if self.branches == 2:
                 without = conditions.drop(text=two_fold, image=two_fold, audio=True)
                 u_all, u_without = _branches(velocity, latents, sigma, [conditions, without])
                 return u_all + audio * (u_all - u_without)
@@ -58,7 +68,9 @@ class Guidance:
 def _branches(velocity: Velocity, latents: Array, sigma: Array, parts: list[Conditions]) -> list[Array]:
     """The velocity under each of the conditions, in one batch."""
     n = len(parts)
-    u = velocity(jnp.concatenate([latents] * n), jnp.concatenate([sigma] * n), concatenate(parts))
+    u = velocity(*spread_batch((jnp.concatenate([latents] * n), jnp.concatenate([sigma] * n), concatenate(parts))))
+    if batch_axis(u) != batch_axis(latents):  # a branch alone is not divided as all of them are
+        u = jax.reshard(u, P(batch_axis(latents)))
     return jnp.split(u, n)
 
 

@@ -1,5 +1,6 @@
 """Sampling a video of any length with a denoiser of bounded length (paper 4.1.3)."""
 
+import math
 from functools import partial
 
 import jax
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float
 
 from mi_jax.conditions import Conditions
 from mi_jax.diffusion import euler_step
-from mi_jax.mesh import axis_size
+from mi_jax.mesh import axis_size, spread_batch
 from mi_jax.sample.guidance import Velocity
 from mi_jax.sample.windows import blend_weights, plan_windows
 
@@ -41,7 +42,8 @@ def sliding_window(
       conditions: those of the whole video; `Conditions.window` cuts them.
       window, overlap: latent frames. A shorter video is one window.
       group: windows on the network at a time: memory against parallelism. On a mesh with a `data` axis (`jax.set_mesh`)
-        the windows of a group are spread over it, so group * b should be a multiple of its size.
+        the windows of a group, times the branches of `Guidance`, are spread over it, so that product times b should be
+        a multiple of its size (`mi_jax.sample.layout.group_size`).
 
     Raises:
       InputError: an overlap under 3, or not under the window.
@@ -50,9 +52,8 @@ def sliding_window(
     starts = plan_windows(length, window, overlap)
     window = min(window, length)
     weights = blend_weights(starts, window, length)
-    # Fewer windows than devices along `data` are filled up to one each: shared out, not computed by all alike.
-    devices = axis_size("data")
-    spread = devices if group % devices == 0 else 1
+    # A group that the last windows do not fill is filled up only as far as it takes to share it out over `data`.
+    spread = math.gcd(group, axis_size("data"))
     group = min(group, -(-len(starts) // spread) * spread)
     padding = -len(starts) % group
     # Padding of the last group: a window that is there already, of no weight.
@@ -78,7 +79,7 @@ def _blended(velocity: Velocity, latents: Array, sigma: Array, conditions: Condi
         parts = jax.tree.map(
             lambda *leaves: jnp.concatenate(leaves), *[conditions.window(start, length) for start in starts]
         )
-        windows, parts = _spread((windows, parts))
+        windows, parts = spread_batch((windows, parts))
         u = velocity(windows, jnp.full(windows.shape[:1], sigma), parts)
         u = rearrange(_gather(u).astype(total.dtype), "(k b) t h w c -> k b t h w c", b=b)
         # One after the other, not as a scatter: the order of a sum decides its last bit.
@@ -89,14 +90,6 @@ def _blended(velocity: Velocity, latents: Array, sigma: Array, conditions: Condi
         return total, None
 
     return jax.lax.scan(add_group, jnp.zeros_like(latents), (starts, weights))[0]
-
-
-def _spread(tree):
-    """The batch over the mesh's `data` axis, where there is one that divides it."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if "data" not in mesh.axis_names:
-        return tree
-    return jax.tree.map(lambda x: jax.reshard(x, P("data" if x.shape[0] % mesh.shape["data"] == 0 else None)), tree)
 
 
 def _gather(x: Array) -> Array:

@@ -64,7 +64,7 @@ def smaller(avatar: Avatar) -> Avatar:
 
 
 def test_an_image_to_video_folder_makes_a_silent_video_that_begins_with_the_portrait(converted):
-    avatar = smaller(load(converted))
+    avatar = smaller(load(converted, devices=1))
     config = avatar.config
     assert config.dit.token_replace
     assert (config.wav2vec2, config.embedded_guidance, config.dtype) == (None, 6.0, "float32")
@@ -98,7 +98,7 @@ def test_an_image_to_video_folder_makes_a_silent_video_that_begins_with_the_port
 
 
 def test_the_command_refuses_voices_that_a_model_cannot_hear_before_it_loads(converted, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("mi_jax.sample.avatar.load", lambda *_: pytest.fail("the long work began"))
+    monkeypatch.setattr("mi_jax.sample.avatar.load", lambda *_, **__: pytest.fail("the long work began"))
     told = ["--model", str(converted), "--out", str(tmp_path / "out.mp4")]
     for more, fault in ((["portrait.png", "speech.wav"], "no audio attention"), (["--seconds", "1"], "no portrait")):
         assert cli.main(["animate", *more, *told]) == 2
@@ -113,7 +113,7 @@ def test_an_extended_folder_is_an_avatar_with_ears(hub, wav2vec2, tmp_path, caps
     assert "not used, 9: " in said
     assert "wav2vec2.masked_spec_embed" in said
     assert re.search(r"out: (?=.*dit)(?=.*vae)(?=.*mllm)(?=.*wav2vec2)", said)
-    avatar = mi_jax.load(tmp_path / "out")
+    avatar = mi_jax.load(tmp_path / "out", devices=1)
     dit = avatar.config.dit
     assert (dit.image_to_video, dit.token_replace, dit.guidance_embedding) == (True, False, False)
     assert (dit.audio.input_dim, dit.audio.layers, dit.audio.width) == (16, 2, 768)
@@ -172,14 +172,14 @@ def test_a_text_to_video_folder_makes_videos_of_text_alone(hub, tmp_path, capsys
     config = tmp_path / "hub" / "transformer" / "config.json"
     config.write_text(config.read_text().replace('"token_replace"', "null"))
     assert convert("hunyuan-video", tmp_path / "hub", tmp_path / "out").missing == []
-    avatar = load(tmp_path / "out")
+    avatar = load(tmp_path / "out", devices=1)
     assert (avatar.config.mllm.vision, avatar.encoders.mllm.vision) == (None, None)
     whole = llava.model.language_model.layers[2].mlp.up_proj.weight.detach().numpy()
     np.testing.assert_array_equal(avatar.encoders.mllm.language.layers.up.kernel[2], whole.T)
     with pytest.raises(InputError, match="from text alone"):
         avatar.animate(portrait(), [], seconds=1.0)
     said = ["--model", str(tmp_path / "out"), "--out", str(tmp_path / "out.mp4"), "--prompt", "She is happy."]
-    size = ["--seconds", "0.2", "--height", "32", "--width", "48", "--steps", "2"]
+    size = ["--seconds", "0.2", "--height", "32", "--width", "48", "--steps", "2", "--devices", "1"]
     assert cli.main(["animate", *said, *size]) == 0
     assert "0.20 s, 5 frames of 48x32" in capsys.readouterr().out
     assert cli.main(["animate", *said]) == 2
@@ -189,7 +189,7 @@ def test_a_text_to_video_folder_makes_videos_of_text_alone(hub, tmp_path, capsys
     assert convert("hunyuan-video", tmp_path / "hub", tmp_path / "start", **extend).missing == ["mllm"]
     given = {"text_encoder": hub / "text_encoder", "clip_text": hub / "text_encoder_2"}
     assert convert("hunyuan-video", tmp_path / "hub", tmp_path / "whole", **extend, **given).missing == []
-    assert load(tmp_path / "whole").config.mllm.vision is not None
+    assert load(tmp_path / "whole", devices=1).config.mllm.vision is not None
     shutil.rmtree(tmp_path / "hub" / "transformer")
     shutil.copytree(hub / "transformer", tmp_path / "hub" / "transformer")
     with pytest.raises(InputError, match="a Llama without a vision tower"):
@@ -198,7 +198,7 @@ def test_a_text_to_video_folder_makes_videos_of_text_alone(hub, tmp_path, capsys
 
 def test_what_is_written_is_what_is_loaded(hub, tmp_path):
     convert("hunyuan-video-i2v", hub, tmp_path / "out", dtype=jnp.dtype("bfloat16"))
-    avatar = load(tmp_path / "out")
+    avatar = load(tmp_path / "out", devices=1)
     assert (avatar.config.dtype, avatar.dit.dtype) == ("bfloat16", jnp.bfloat16)
 
 
@@ -298,12 +298,12 @@ def test_a_half_written_folder_is_no_model(converted, tmp_path):
     shutil.copytree(converted, tmp_path / "half")
     (tmp_path / "half" / "config.json").unlink()
     with pytest.raises(InputError, match=r"half/config\.json: .*is no model folder"):
-        load(tmp_path / "half")
+        load(tmp_path / "half", devices=1)
     shutil.copytree(converted, tmp_path / "cut")
     path = tmp_path / "cut" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(InputError, match=r"model\.safetensors: cut short"):
-        load(tmp_path / "cut")
+        load(tmp_path / "cut", devices=1)
 
 
 def test_a_denoiser_alone_says_what_an_avatar_lacks(hub, tmp_path):
@@ -311,4 +311,4 @@ def test_a_denoiser_alone_says_what_an_avatar_lacks(hub, tmp_path):
     assert (made.parts, made.missing) == (["dit"], ["vae", "mllm"])
     assert load_part(tmp_path / "out", "dit").config.token_replace
     with pytest.raises(InputError, match=r"out/config\.json: of a folder of parts \(dit\), not of a whole avatar"):
-        load(tmp_path / "out")
+        load(tmp_path / "out", devices=1)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mi_jax.data import faces, media
+from mi_jax.data import detector, faces, media
 from mi_jax.errors import InputError
 
 PORTRAIT = np.full((64, 96, 3), 127, np.uint8)
@@ -26,7 +26,8 @@ def offline(monkeypatch, tmp_path):
         raise urllib.error.URLError("no network")
 
     monkeypatch.setenv("MI_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(faces.urllib.request, "urlopen", refuse)
+    monkeypatch.delenv(detector.VARIABLE, raising=False)
+    monkeypatch.setattr(detector.urllib.request, "urlopen", refuse)
 
 
 @pytest.fixture(scope="session")
@@ -84,12 +85,14 @@ def test_an_empty_or_missing_mask_is_an_error(tmp_path):
         faces.face_masks(PORTRAIT, 1, [tmp_path / "none.png"])
 
 
-def test_without_a_detector_one_speaker_gets_the_whole_picture(offline):
+def test_without_a_detector_one_speaker_gets_the_whole_picture(offline, tmp_path):
     masks, how = faces.face_masks(PORTRAIT, 1)
     assert masks.shape == (1, 64, 96)
     assert masks.all()
     assert "whole picture" in how
     assert "could not be downloaded" in how
+    kept = tmp_path / "cache" / "blaze_face_short_range.tflite"
+    assert f"save {detector.DETECTOR_URL} as {kept}, or name its file (--face-detector or MI_JAX_FACE_DETECTOR)" in how
 
 
 def test_without_a_detector_two_speakers_need_masks(offline):
@@ -126,24 +129,39 @@ def test_a_download_is_checked_and_cached(monkeypatch, tmp_path):
         return Response(b"the model")
 
     monkeypatch.setenv("MI_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(faces.urllib.request, "urlopen", serve)
-    with pytest.raises(faces.DetectorUnavailable, match="checksum"):
-        faces.resolve_detector()
+    monkeypatch.setattr(detector.urllib.request, "urlopen", serve)
+    with pytest.raises(detector.DetectorUnavailable, match="checksum"):
+        detector.find_detector()
     assert not (tmp_path / "cache").exists()
 
-    monkeypatch.setattr(faces, "DETECTOR_SHA256", faces._sha256(b"the model"))
-    assert faces.resolve_detector().read_bytes() == b"the model"
-    assert faces.resolve_detector().parent == tmp_path / "cache"
+    monkeypatch.setattr(detector, "DETECTOR_SHA256", detector._sha256(b"the model"))
+    assert detector.find_detector().read_bytes() == b"the model"
+    assert detector.find_detector().parent == tmp_path / "cache"
     assert len(asked) == 2  # the third call was served by the cache
     (tmp_path / "cache" / "blaze_face_short_range.tflite").write_bytes(b"damaged")
-    assert faces.resolve_detector().read_bytes() == b"the model"
+    assert detector.find_detector().read_bytes() == b"the model"
 
 
-def test_an_explicit_model_comes_first_and_must_exist(offline, tmp_path):
-    (tmp_path / "model.tflite").write_bytes(b"x")
-    assert faces.resolve_detector(tmp_path / "model.tflite") == tmp_path / "model.tflite"
+def test_a_named_model_comes_first_and_must_exist(offline, tmp_path, monkeypatch):
+    for name in ("model.tflite", "other.tflite"):
+        (tmp_path / name).write_bytes(b"x")
+    monkeypatch.setenv(detector.VARIABLE, str(tmp_path / "other.tflite"))
+    assert detector.find_detector() == tmp_path / "other.tflite"
+    assert detector.find_detector(tmp_path / "model.tflite") == tmp_path / "model.tflite"
     with pytest.raises(InputError, match=r"none\.tflite: face detector model not found"):
-        faces.resolve_detector(tmp_path / "none.tflite")
+        detector.find_detector(tmp_path / "none.tflite")
+    monkeypatch.setenv(detector.VARIABLE, str(tmp_path / "gone.tflite"))
+    with pytest.raises(InputError, match=r"gone\.tflite: face detector model \(MI_JAX_FACE_DETECTOR\) not found"):
+        detector.find_detector()
+
+
+def test_a_cache_that_cannot_be_written_is_said(monkeypatch):
+    monkeypatch.setenv("MI_JAX_CACHE", "/proc/cache")
+    monkeypatch.delenv(detector.VARIABLE, raising=False)
+    monkeypatch.setattr(detector.urllib.request, "urlopen", lambda url, timeout: Response(b"the model"))
+    monkeypatch.setattr(detector, "DETECTOR_SHA256", detector._sha256(b"the model"))
+    with pytest.raises(detector.DetectorUnavailable, match="/proc/cache cannot hold it; set MI_JAX_CACHE"):
+        detector.find_detector()
 
 
 def test_boxes_grow_about_their_centres_and_are_ordered_left_to_right():

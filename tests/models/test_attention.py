@@ -1,5 +1,6 @@
 """The chunked form of attention against the plain formula."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,8 +36,7 @@ def test_gradients_are_those_of_the_formula(n):
     loss = lambda f: lambda q, k, v: jnp.sum(jnp.sin(f(q, k, v, length=length)))  # noqa: E731
     got = jax.jit(jax.grad(loss(attention), argnums=(0, 1, 2)))(q, k, v)
     expected = jax.jit(jax.grad(loss(plain), argnums=(0, 1, 2)))(q, k, v)
-    for a, b in zip(got, expected):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_padding_is_not_attended_and_no_keys_is_finite():
@@ -70,8 +70,7 @@ def test_gradients_by_denominators_are_those_of_the_formula():
     g = jnp.cos(out)
     delta = jnp.einsum("bnkd,bnkd->bkn", g, out)
     got = attention_gradients(q, k, v, g, attention_with_lse(q, k, v, length=length)[1], delta, length=length)
-    for a, b in zip(got, pull(g)):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(got, pull(g), rtol=1e-4, atol=1e-5)
 
 
 def cudnn_of_xla(q, k, v, *, key_value_seq_lengths, implementation, return_residual=False):

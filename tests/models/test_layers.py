@@ -1,5 +1,6 @@
 """Products that round their operands, and vectors at every token."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,8 +56,7 @@ def test_a_spread_batch_gives_the_same_gradients(operands):
         with jax.set_mesh(mesh):
             spread = [jax.device_put(a, P("data") if a.ndim == 3 else P()) for a in operands]
             together = product_and_gradients(*spread)
-    for one, other in zip(alone, together):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_linear_layers_follow_and_half_precision_is_left_alone(operands):

@@ -1,5 +1,6 @@
 """Splash attention's kernels, interpreted, against the plain formula; the whole of `joint_attention` with them."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +25,7 @@ def test_attention_and_its_gradients_equal_the_formula():
     (expected, pull), (got, pull_back) = run("xla"), run("splash")
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
     g = jnp.cos(expected)
-    for one, other in zip(pull(g), pull_back(g)):
-        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(pull_back(g), pull(g), rtol=1e-4, atol=1e-5)
 
 
 def test_denominators_and_gradients_by_them():
@@ -33,14 +33,12 @@ def test_denominators_and_gradients_by_them():
     length = jnp.asarray([130, 5], jnp.int32)
     run = lambda kind: attention_with_lse(q, k, v, length=length, implementation=kind)  # noqa: E731
     (out, lse), (got, got_lse) = run("xla"), run("splash")
-    np.testing.assert_allclose(got, out, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(got_lse, lse, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close((got, got_lse), (out, lse), rtol=1e-5, atol=1e-5)
     g = jnp.sin(out)
     lse = lse + 0.5  # keys elsewhere take their share
     delta = jnp.einsum("bnkd,bnkd->bkn", g, out)
     parts = lambda kind: attention_gradients(q, k, v, g, lse, delta, length=length, implementation=kind)  # noqa: E731
-    for one, other in zip(parts("xla"), parts("splash")):
-        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(parts("splash"), parts("xla"), rtol=1e-4, atol=1e-5)
 
 
 def test_no_keys_is_finite():
@@ -67,5 +65,4 @@ def test_spread_over_devices(ulysses):
         run = jax.jit(lambda v, t: grad(v, t, video_length=24, ulysses=ulysses, implementation="splash"))
         (_, got), pulled_too = run(*streams)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-    for one, other in zip(jax.tree.leaves(pulled), jax.tree.leaves(pulled_too)):
-        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(pulled_too, pulled, rtol=1e-4, atol=1e-5)

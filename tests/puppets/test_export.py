@@ -22,7 +22,7 @@ def test_without_a_run_the_encoders_are_those_of_the_base(tmp_path):
         for a, b in zip(*leaves, strict=True):
             np.testing.assert_array_equal(a, b)
     with pytest.raises(InputError, match="dit"):
-        load(tmp_path / "out")
+        load(tmp_path / "out", devices=1)
 
 
 def test_runs_that_are_not_there_and_runs_that_would_be_lost(tmp_path):

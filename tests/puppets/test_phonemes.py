@@ -1,6 +1,7 @@
 """Pretraining of the puppets' wav2vec2: data true to the speech, a loss that weighs what it says, measures on an
 oracle."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,8 +163,7 @@ def test_a_run_goes_on_from_another(model, tmp_path, monkeypatch):
     monkeypatch.setattr("mi_jax.train.checkpoints.load_ema_state", lambda source: nnx.state(model))
     objective = PhonemeObjective(wav2vec2=TINY, init_from=str(tmp_path))
     started = at_start(objective, jax.random.key(7))
-    for there, here in zip(jax.tree.leaves(model), jax.tree.leaves(started), strict=True):
-        np.testing.assert_array_equal(there, here)
+    chex.assert_trees_all_equal(*map(jax.tree.leaves, (started, model)))
 
 
 def test_it_learns(model, batch):

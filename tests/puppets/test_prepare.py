@@ -5,8 +5,9 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_avatar import make_avatar
+from tiny_avatar import make_avatar, tiny_config
 
+from mi_jax import cli
 from mi_jax.data.records import RecordSource
 from mi_jax.errors import InputError
 from mi_jax.puppets.clips import draw
@@ -68,3 +69,23 @@ def test_records_hold_the_latents_of_the_video(prepared):
     video = avatar.decode(source[0]["latents"].astype(np.float32))
     assert video.shape == draw(3, seed=5, seconds=SECONDS, size=SIZE).video.shape
     np.testing.assert_allclose(source[1]["latents"][0], source[1]["portrait"], atol=2e-2)  # the first frame alone
+
+
+def test_sizes_that_do_not_divide_are_padded(tmp_path):
+    """The model's videos have 30 pixels; its networks, and so its records, 32."""
+    config = tiny_config(height=30, width=30)
+    make_avatar(config).save(tmp_path / "model")
+    argv = ["prepare", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "records"), "--puppets", "1"]
+    assert cli.main([*argv, "--seconds", "0.2", "--workers", "1"]) == 0
+    source = RecordSource(str(tmp_path / "records"))
+    assert source.meta["puppets"]["size"] == 32
+    record = source[0]
+    assert record["latents"].shape[1:3] == record["portrait"].shape[:2] == record["face_mask"].shape[1:] == (4, 4)
+    assert config.padded_size == (32, 32)
+
+
+def test_sizes_that_the_vae_does_not_take_are_refused_before_anything_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr("mi_jax.puppets.prepare.drawn", lambda *_, **__: pytest.fail("the long work began"))
+    with pytest.raises(InputError, match="clips of 30 pixels: the VAE takes multiples of 8"):
+        prepare_puppets(make_avatar().encoders, tmp_path / "records", 1, size=30)
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import json
 import logging
 from operator import attrgetter
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,7 @@ from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.wav2vec2 import hidden_states
 from mi_jax.sample import avatar as avatar_module
 from mi_jax.sample.avatar import Avatar, Speaker, load, mix, num_frames, save_video
+from mi_jax.sample.windows import plan_windows
 
 SECONDS = 0.5  # every test animates the same 12 frames in 4 latent frames, compiled once
 
@@ -48,7 +50,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def avatar(folder) -> Avatar:
-    return load(folder)
+    return load(folder, devices=1)
 
 
 def animate(avatar: Avatar, **changes) -> np.ndarray:
@@ -165,21 +167,80 @@ def test_saved_and_loaded_it_is_the_same_avatar(avatar):
     made = make_avatar()
     assert avatar.config == made.config
     for part in ("dit", "encoders.vae", "encoders.wav2vec2", "encoders.mllm"):
-        ours, theirs = (nnx.to_flat_state(nnx.state(attrgetter(part)(one))) for one in (avatar, made))
-        assert [path for path, _ in ours] == [path for path, _ in theirs]
-        for (path, x), (_, y) in zip(ours, theirs):
-            np.testing.assert_array_equal(x[...], y[...], err_msg=str(path))
-    for x, y in zip(*(one.encoders.prompter.tokenize(["She is sad"], image=True).arrays for one in (avatar, made))):
-        np.testing.assert_array_equal(x, y)
+        chex.assert_trees_all_equal(*(nnx.to_pure_dict(nnx.state(attrgetter(part)(one))) for one in (avatar, made)))
+    told = (one.encoders.prompter.tokenize(["She is sad"], image=True).arrays for one in (avatar, made))
+    chex.assert_trees_all_equal(*told)
 
 
-def test_eight_devices_make_the_same_video(avatar, folder):
+@pytest.fixture
+def traced(monkeypatch) -> list[tuple[int, int, int]]:
+    """Of every noise level that is traced: data and seq of its mesh, and how many windows pass through the denoiser."""
+    seen = []
+    original = avatar_module.sliding_window
+
+    def probed(velocity, noise, sigmas, conditions, *, window, overlap, group):
+        def counted(latents, sigma, conditions):
+            mesh = jax.sharding.get_abstract_mesh()
+            groups = -(-len(plan_windows(noise.shape[1], window, overlap)) // group)
+            seen.append((mesh.shape["data"], mesh.shape["seq"], groups * latents.shape[0]))
+            return velocity(latents, sigma, conditions)
+
+        return original(counted, noise, sigmas, conditions, window=window, overlap=overlap, group=group)
+
+    jax.clear_caches()
+    monkeypatch.setattr(avatar_module, "sliding_window", probed)
+    yield seen
+    jax.clear_caches()
+
+
+def assert_same_video(video: np.ndarray, expected: np.ndarray) -> None:
+    difference = np.abs(video.astype(int) - expected)
+    assert difference.max() <= 2
+    assert (difference > 0).mean() < 0.05
+
+
+def test_a_mesh_of_eight_devices_makes_the_same_video(avatar, folder):
     spread = load(folder, mesh=make_mesh(data=4, seq=2))
     kernels = [x for x in jax.tree.leaves(spread.dit) if x.size > 1000]
     assert all(not x.sharding.is_fully_replicated for x in kernels)
-    difference = np.abs(animate(spread).astype(int) - animate(avatar))
-    assert difference.max() <= 2
-    assert (difference > 0).mean() < 0.05
+    assert_same_video(animate(spread), animate(avatar))
+
+
+def test_by_default_all_devices_work_on_a_video_and_none_in_vain(avatar, folder, caplog, request):
+    """Two branches of one window: four devices for each. Two branches of two windows: two for each."""
+    longer = {"speakers": [Speaker(voice(0.6))], "window": 4, "overlap": 3}
+    expected = animate(avatar), animate(avatar, **longer)
+    caplog.set_level(logging.INFO, logger="mi_jax")
+    traced = request.getfixturevalue("traced")
+    spread = load(folder)
+    assert spread.mesh.size == 8
+    assert_same_video(animate(spread), expected[0])
+    assert "8 devices: 1 window x 2 guidance branches over 2, the tokens of each over 4" in caplog.text
+    assert_same_video(animate(spread, **longer), expected[1])
+    assert traced == [(2, 4, 1), (4, 2, 2)]
+
+
+def test_weights_that_lie_right_already_are_not_copied(folder):
+    spread = load(folder, devices=4)
+    laid_out = spread.on(make_mesh(2, 2, spread.mesh.devices.ravel().tolist()))
+    assert laid_out.mesh.shape == {"data": 2, "seq": 2}
+    for before, after in zip(jax.tree.leaves(spread.dit), jax.tree.leaves(laid_out.dit)):
+        places = lambda x: [shard.data.unsafe_buffer_pointer() for shard in x.addressable_shards]  # noqa: E731
+        assert places(before) == places(after)
+
+
+def test_devices_that_are_chosen(folder):
+    assert load(folder, devices=1).mesh is None
+    chosen = load(folder, devices=4, seq=2)
+    assert (chosen.mesh.shape, chosen.fits_mesh) == ({"data": 2, "seq": 2}, False)
+    for choice, message in (
+        ({"devices": 9}, r"devices is 9, but there are 8 \(cpu\)"),
+        ({"devices": 0}, "devices is 0"),
+        ({"devices": 4, "seq": 3}, "seq is 3, which does not divide the number of devices, 4"),
+        ({"devices": 4, "mesh": make_mesh()}, "not both"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load(folder, **choice)
 
 
 def test_it_says_which_mask_and_what_was_cut(avatar, caplog, tmp_path):
@@ -247,7 +308,7 @@ def test_a_config_of_other_types(avatar, tmp_path, field, value, message):
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     with pytest.raises(InputError, match=message) as caught:
-        load(tmp_path / "model")
+        load(tmp_path / "model", devices=1)
     assert str(path) in str(caught.value)
 
 
@@ -263,18 +324,18 @@ def test_unknown_and_damaged_models(avatar, tmp_path):
     with pytest.raises(InputError, match=r"puppett: no such model; shipped: .*; or give a model folder"):
         find_model("puppett")
     with pytest.raises(InputError, match=r"config\.json"):
-        load(tmp_path)
+        load(tmp_path, devices=1)
     avatar.save(tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     whole = weights.read_bytes()
     for length in (0, 4, 1000, len(whole) // 2, len(whole) - 1):
         weights.write_bytes(whole[:length])
         with pytest.raises(InputError, match=r"model\.safetensors") as caught:
-            load(tmp_path / "model")
+            load(tmp_path / "model", devices=1)
         assert "\n" not in str(caught.value)
     weights.unlink()
     with pytest.raises(InputError, match=r"model\.safetensors"):
-        load(tmp_path / "model")
+        load(tmp_path / "model", devices=1)
 
 
 def test_saved_video_holds_the_voices_at_the_length_of_the_video(tmp_path):
@@ -306,3 +367,13 @@ def test_the_public_names():
     assert {"load", "Avatar", "Conditions", "Speaker", "save_video", "InputError"} <= set(dir(mi_jax))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         mi_jax.nothing  # noqa: B018
+
+
+def test_a_voice_that_says_nothing_is_remarked_and_changes_nothing(avatar, caplog):
+    silence = np.zeros(8000, np.float32)
+    animate(avatar, speakers=[Speaker(silence)])
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warned == ["voice 1: nothing is said in it (digital silence): lips will move by chance or not at all"]
+    caplog.clear()
+    animate(avatar)
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]

@@ -69,6 +69,7 @@ def test_closed_form_and_cost(conditions, audio, text, cost):
     expected = jnp.stack([three_fold[0], two_fold[1], two_fold[2]])
     np.testing.assert_allclose(u, expected, rtol=1e-4, atol=1e-3)
     assert probe.evaluated == cost * B
+    assert Guidance(audio=audio, text=text).branches == cost
 
 
 def test_equal_weights_are_continuous_across_the_border(conditions):

@@ -68,7 +68,7 @@ def test_the_same_noise_becomes_the_same_video(tmp_path, kind):
     hub = write_hub(tmp_path / "hub", kind)
     family = "hunyuan-video" if kind is None else "hunyuan-video-i2v"
     assert convert(family, hub, tmp_path / "out").missing == []
-    avatar = load(tmp_path / "out")
+    avatar = load(tmp_path / "out", devices=1)
     avatar = dataclasses.replace(avatar, config=avatar.config.replace(height=HEIGHT, width=WIDTH))
     avatar, template = with_crop(avatar, kind)
     assert (avatar.config.shift, avatar.config.embedded_guidance) == (7.0, 6.0)

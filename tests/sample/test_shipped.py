@@ -14,7 +14,7 @@ def clip_and_video():
     """A puppet that training never saw, in 33 frames: one window. Four steps of 25 are enough to tell."""
     clip = draw(5, seed=1000, split="test", seconds=1.32)
     speaker = mi_jax.Speaker(clip.audio, mask=clip.mask)
-    video = mi_jax.load("puppet").animate(clip.video[0], [speaker], clip.prompt, seed=0, steps=4)
+    video = mi_jax.load("puppet", devices=1).animate(clip.video[0], [speaker], clip.prompt, seed=0, steps=4)
     return clip, video
 
 

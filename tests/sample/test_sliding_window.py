@@ -181,3 +181,38 @@ def test_fewer_windows_than_devices_are_shared_out(frames):
         spread = sample(noise(frames), told(frames), group=8)
     np.testing.assert_allclose(spread, alone, atol=1e-5)
     assert seen == [(None, 1), ("data", 8)]
+
+
+def test_branches_of_guidance_share_the_devices_too():
+    """Two branches of a window that is alone in its group, over two devices."""
+    seen = []
+
+    def velocity(latents, sigma, conditions):
+        seen.append((jax.typeof(latents).sharding.spec[0], latents.shape[0]))
+        return entangled(latents, sigma, conditions)
+
+    @jax.jit
+    def sample(x, conditions):
+        guided = Guidance(audio=2.0)(velocity)
+        return sliding_window(guided, x, SIGMAS[:3], conditions, window=9, overlap=4, group=1)
+
+    alone = sample(noise(14), told(14))
+    with jax.set_mesh(make_mesh(data=2, seq=4)):
+        spread = sample(noise(14), told(14))
+    np.testing.assert_allclose(spread, alone, atol=1e-5)
+    assert seen == [(None, 2), ("data", 2)]
+
+
+def test_a_group_is_filled_up_as_far_as_its_branches_need():
+    """One window and two branches on four devices: the window twice, not once on all of them."""
+    seen = []
+
+    def velocity(latents, sigma, conditions):
+        seen.append((jax.typeof(latents).sharding.spec[0], latents.shape[0]))
+        return entangled(latents, sigma, conditions)
+
+    with jax.set_mesh(make_mesh(data=4, seq=2)):
+        guided = Guidance(audio=2.0)(velocity)
+        sample = lambda x, c: sliding_window(guided, x, SIGMAS[:3], c, window=9, overlap=4, group=2)  # noqa: E731
+        jax.jit(sample)(noise(9), told(9))
+    assert seen == [("data", 4)]

@@ -1,0 +1,84 @@
+"""What a voice is like before any model hears it: where it is silent, how loud it is, its cepstrum.
+
+Loudness is lost to the models on purpose (`wav2vec2.normalise`), and with it the sign that there is nothing to hear: of
+a recording that is all but silent they are told its noise, as loud as speech.
+"""
+
+import numpy as np
+from jaxtyping import Float32
+
+from mi_jax.rates import SAMPLE_RATE
+
+SILENT_DB = -60.0
+"""Loudness below which nothing is said: 16-bit sound has its last bit at -90, a quiet room's noise is about -65."""
+QUIET_DB = -45.0
+"""Loudness below which a voice is hard to tell from the noise around it. Recorded speech is at -30 to -15."""
+TRIM_DB = 40.0
+"""How far below a voice's loudest moment it counts as silent: speech spans about 30 dB."""
+LONG_SILENCE = 1.0  # seconds at either end that are worth a word
+
+
+def loudness(audio: Float32[np.ndarray, " n"], sample_rate: int = SAMPLE_RATE) -> float:
+    """Loudness while there is sound, in dB of full scale (a sine of amplitude 1 has -3.01); -inf for digital silence.
+
+    Mean power of blocks of 400 ms, gated as in ITU-R BS.1770: blocks below -70 dB do not count, nor those 10 dB below
+    the mean of the others. So pauses do not make a voice quieter. Without that standard's K-weighting, which changes
+    speech by about 1 dB.
+    """
+    import librosa
+
+    block, hop = round(0.4 * sample_rate), round(0.1 * sample_rate)
+    audio = np.pad(audio, (0, max(0, block - len(audio))))  # a shorter sound is one block
+    power = librosa.feature.rms(y=audio, frame_length=block, hop_length=hop, center=False)[0].astype(np.float64) ** 2
+    for gate in (lambda _: 1e-7, lambda mean: 0.1 * mean):
+        power = power[power > gate(power.mean())]
+        if not len(power):
+            return -np.inf
+    return float(10 * np.log10(power.mean()))
+
+
+def trim_silence(audio: Float32[np.ndarray, " n"]) -> tuple[int, int]:
+    """Samples (start, stop) between which there is sound, to about 50 ms; (0, 0) where there is none at all.
+
+    Silent is what lies `TRIM_DB` below the loudest moment, or below `SILENT_DB`.
+    """
+    import librosa
+
+    frame = {"frame_length": 1024, "hop_length": 256}
+    loudest = librosa.feature.rms(y=audio, **frame).max()
+    floor = 10 ** (SILENT_DB / 20)
+    if loudest <= floor:
+        return 0, 0
+    reference = max(loudest, floor * 10 ** (TRIM_DB / 20))
+    _, (start, stop) = librosa.effects.trim(audio, top_db=TRIM_DB, ref=reference, **frame)
+    return int(start), int(stop)
+
+
+def mfcc(
+    audio: Float32[np.ndarray, " n"], sample_rate: int = SAMPLE_RATE, *, coefficients: int = 13, hop: float = 0.01
+) -> Float32[np.ndarray, "t {coefficients}"]:
+    """Mel-frequency cepstral coefficients every `hop` seconds, of windows of 25 ms; row i is centred on i x hop."""
+    import librosa
+
+    found = librosa.feature.mfcc(
+        y=audio, sr=sample_rate, n_mfcc=coefficients, n_fft=round(0.025 * sample_rate),
+        hop_length=round(hop * sample_rate), n_mels=40,
+    )  # fmt: skip
+    return np.ascontiguousarray(found.T.astype(np.float32))
+
+
+def remarks(audio: Float32[np.ndarray, " n"], name: str) -> list[str]:
+    """What a user should know of a voice before a video is made of it, one line each; mostly nothing."""
+    level = loudness(audio)
+    if level < SILENT_DB:
+        heard = "digital silence" if level == -np.inf else f"{level:.0f} dB"
+        return [f"{name}: nothing is said in it ({heard}): lips will move by chance or not at all"]
+    said = []
+    if level < QUIET_DB:
+        said.append(f"{name}: very quiet ({level:.0f} dB, speech is at -30 to -15): its noise may be heard as speech")
+    start, stop = trim_silence(audio)
+    ends = {"start": start / SAMPLE_RATE, "end": (len(audio) - stop) / SAMPLE_RATE}
+    silent = [f"{seconds:.1f} s at its {end}" for end, seconds in ends.items() if seconds > LONG_SILENCE]
+    if silent:
+        said.append(f"{name}: silent for {' and '.join(silent)}, which the video shows too")
+    return said
