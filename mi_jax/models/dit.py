@@ -327,15 +327,16 @@ def _depth_scan(config: DiTConfig, kind: Kind, bodies: Body, taps: tuple[tuple[K
         slots[divmod(number, count)] = slot
 
     def run(bodies: Body, streams: tuple[Array, Array], context: Context):
-        def run_block(streams, block):
-            video, text = gather_block(block, streams[0])(*streams, context)
-            return (video, text), video if numbers else None
-
         def run_body(streams, body):
-            (video, text), hidden = jax.lax.scan(run_block, streams, body.blocks, unroll=True)
+            (video, text), hidden = streams, []
+            # By static index: a scan over so few would copy what the backward pass needs of each.
+            for i in range(count):
+                block = gather_block(jax.tree.map(lambda leaf, i=i: leaf[i], body.blocks), video)
+                video, text = block(video, text, context)
+                hidden.append(video)
             if body.audio is not None and context.audio is not None:
                 video = _listen(gather_audio(body.audio, video), video, context)
-            return (video, text), hidden
+            return (video, text), jnp.stack(hidden) if numbers else None
 
         rematerialised = _rematerialised(run_body, config.remat)
 
