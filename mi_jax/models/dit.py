@@ -1,9 +1,9 @@
 """The denoiser: HunyuanVideo's dual-stream to single-stream video DiT, told of portrait and audio (paper 3.1-3.2).
 
-Depth is carried by two homogeneous scans: over bodies of double blocks (video and text keep their own weights, attention
-is joint), then over bodies of single blocks (one stream). A body is one block or several, and then the face-masked audio
-cross-attention, if the model has audio there. A stage-1 model is the same tree without the audio leaves. The public
-HunyuanVideo weights map onto this tree.
+Depth is carried by two homogeneous scans: over bodies of double blocks (video and text keep their own weights,
+attention is joint), then over bodies of single blocks (one stream). A body is one block or several, and then the
+face-masked audio cross-attention, if the model has audio there. A stage-1 model is the same tree without the audio
+leaves. The public HunyuanVideo weights map onto this tree.
 """
 
 from collections.abc import Callable
@@ -196,7 +196,9 @@ class DiT(nnx.Module):
                 replaced = local_shard(jnp.pad(replaced, ((0, 0), (0, extra), (0, 0))))
             patches = _patches(config, _input_channels(config, latents, conditions))
             if extra_latents is not None:
-                blank = jnp.zeros((*extra_latents.shape[:-1], config.in_channels - config.latent_channels), latents.dtype)
+                blank = jnp.zeros(
+                    (*extra_latents.shape[:-1], config.in_channels - config.latent_channels), latents.dtype
+                )
                 references = jnp.concatenate([extra_latents.astype(latents.dtype), blank], axis=-1)
                 patches = jnp.concatenate([patches, _patches(config, references)], axis=1)
             video = image_in(local_shard(patches.astype(dtype)))

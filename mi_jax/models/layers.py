@@ -225,7 +225,9 @@ def sinusoid(position: Float[Array, "n"], dim: int, max_period: float = 10_000.0
 
 def grid_positions(times: Float[Array, "t"], height: int, width: int) -> Float[Array, "n 3"]:
     """Positions (t, h, w) of the tokens of latent frames at `times`, each of height x width tokens, row by row."""
-    frames, rows, columns = jnp.meshgrid(times, *(jnp.arange(size, dtype=jnp.float32) for size in (height, width)), indexing="ij")
+    frames, rows, columns = jnp.meshgrid(
+        times, *(jnp.arange(size, dtype=jnp.float32) for size in (height, width)), indexing="ij"
+    )
     return jnp.stack([frames.ravel(), rows.ravel(), columns.ravel()], axis=-1)
 
 

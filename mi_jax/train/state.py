@@ -94,7 +94,7 @@ def _at_muon_rms(update: jax.Array) -> jax.Array:
 
 
 def _matrices(params: Any) -> Any:
-    """How each kernel is a matrix: all taps of a 3D convolution are inputs, a leading axis of layers is a batch."""
+    """How each kernel is a matrix: all taps of a 3D convolution are inputs, leading axes of layers are a batch."""
 
     def matrix(kernel):
         return optax.contrib.MuonDimensionNumbers((0, 1, 2, 3) if kernel.ndim == 5 else -2, -1)

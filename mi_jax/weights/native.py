@@ -187,7 +187,9 @@ def _read_headers(directory: pathlib.Path) -> dict[str, _Stored]:
     return stored
 
 
-def _account(directory: pathlib.Path, name: str, wanted: dict[str, tuple[int, ...]], stored: dict[str, _Stored]) -> None:
+def _account(
+    directory: pathlib.Path, name: str, wanted: dict[str, tuple[int, ...]], stored: dict[str, _Stored]
+) -> None:
     shapes = {key: leaf.shape for key, leaf in stored.items()}
     misshapen = [
         f"{key} is {shapes[key]}, not {wanted[key]}"

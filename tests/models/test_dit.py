@@ -240,6 +240,15 @@ def test_no_audio_is_mask_zero(talking):
     )
 
 
+def test_a_face_of_one_latent_pixel_is_a_whole_token(talking):
+    """The mask of a token is the largest of its four pixels': small faces survive."""
+    x, sigma = latents_and_sigma(TALKING)
+    told = conditions(TALKING)
+    corners = jnp.zeros((2, 1, 4, 6)).at[:, :, ::2, 1::2].set(1.0)
+    got = velocity(talking, x, sigma, dataclasses.replace(told, face_mask=corners))
+    np.testing.assert_array_equal(got, velocity(talking, x, sigma, told))
+
+
 def test_frames_hear_only_their_own_audio(talking):
     audio = jax.tree.map(lambda leaf: leaf[0], talking.single.audio)
     t, n = 3, 6
