@@ -14,7 +14,9 @@ def fill(build: Callable[[], nnx.Module], table: Table, tensors: Mapping[str, np
     leaves = {leaf: np.full(shape, np.nan, np.float32) for leaf, shape in leaf_shapes(build).items()}
     for row in plan({leaf: array.shape for leaf, array in leaves.items()}, table):
         made = row.make(*(tensors[name] for name in row.sources))
-        place = leaves[row.leaf] if row.index is None else leaves[row.leaf][row.index]
+        place = leaves[row.leaf]
+        if row.index is not None:
+            place = place[np.unravel_index(row.index, place.shape[: row.axes])]
         assert made.shape == place.shape, (row.leaf, made.shape, place.shape)
         place[...] = made
     graph, state = nnx.split(nnx.eval_shape(build))

@@ -159,7 +159,7 @@ def test_weights_are_drawn_in_their_dtype_and_none_is_zero():
     for leaf in jax.tree.leaves(weights):
         assert leaf.dtype == jnp.bfloat16
         assert (np.asarray(leaf, np.float32) != 0).mean() > 0.99
-    kernel = np.asarray(nnx.merge(graph, weights).double.block.video.mlp.fc1.kernel[...], np.float32)
+    kernel = np.asarray(nnx.merge(graph, weights).single.blocks.mlp_in.kernel[:, 0], np.float32)
     assert kernel.std() == pytest.approx(config.width**-0.5, rel=0.01)
     assert abs(kernel.mean()) < 1e-3
     assert abs(np.corrcoef(kernel[:, :-1].ravel(), kernel[:, 1:].ravel())[0, 1]) < 0.01

@@ -61,7 +61,7 @@ def test_the_13b_models_blocks_stay_whole_on_meshes_that_divide_their_number(aud
         mesh = AbstractMesh((data, 8), ("data", "seq"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
         shapes = nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0)))
         stacked = [leaf.shape for leaf in jax.tree.leaves(nnx.state(shapes)) if leaf.shape[0] == 20]
-        assert len(stacked) > 40
+        assert len(stacked) > 30
         assert not any(spec[0] for spec in (parameter_spec(shape, mesh) for shape in stacked) if spec)
 
 

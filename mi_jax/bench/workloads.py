@@ -105,7 +105,7 @@ def draw_state(build: Callable[[], nnx.Module], dtype: jnp.dtype, seed: int = 0)
     drawn = []
     for i, (path, leaf) in enumerate(leaves):
         names = {getattr(entry, "key", None) for entry in path}
-        # The kernel of a convolution has its taps first, that of a linear map at most a leading axis of layers.
+        # The kernel of a convolution has its taps first, that of a linear map at most axes of layers.
         fan_in = math.prod(leaf.shape[:-1]) if leaf.ndim == 5 else leaf.shape[-2] if leaf.ndim > 1 else 1
         scale = fan_in**-0.5 if "kernel" in names else 0.05
         salt = np.uint32((0x9E3779B9 * (1 + seed + 1009 * i)) % 2**32)

@@ -1,17 +1,17 @@
 """The denoiser: HunyuanVideo's dual-stream to single-stream video DiT, told of portrait and audio (paper 3.1-3.2).
 
-Depth is carried by two homogeneous scans. Body A is one double block (video and text keep their own weights, attention
-is joint), body B two single blocks (one stream); after each body comes the face-masked audio cross-attention, if the
-model has audio. A stage-1 model is the same tree without the audio leaves. The public HunyuanVideo weights map onto
-this tree.
+Depth is carried by two homogeneous scans: over bodies of double blocks (video and text keep their own weights,
+attention is joint), then over bodies of single blocks (one stream). A body is one block or several, and then the
+face-masked audio cross-attention, if the model has audio there. A stage-1 model is the same tree without the audio
+leaves. The public HunyuanVideo weights map onto this tree.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange, reduce
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
@@ -20,16 +20,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mi_jax.conditions import Conditions
 from mi_jax.diffusion import TIMESTEPS
-from mi_jax.mesh import apart, axis_size, batch_axis, gather_parameters, per_device
+from mi_jax.mesh import axis_size, batch_axis, gather_parameters, layer_gatherer, per_device, vary_like
 from mi_jax.models.attention import attention
 from mi_jax.models.audio_encoder import AudioEncoder, audio_windows
-from mi_jax.models.dit_blocks import DoubleBody, SingleBody, merge_heads, split_heads
-from mi_jax.models.dit_config import DiTConfig, Remat
+from mi_jax.models.dit_blocks import AudioAttention, Body, Context, merge_heads, split_heads
+from mi_jax.models.dit_config import DiTConfig, Kind, Remat
 from mi_jax.models.layers import (
     MLP,
     LayerNorm,
     MLPEmbedder,
     Modulation,
+    grid_positions,
     linear,
     modulate,
     rope_table,
@@ -37,6 +38,7 @@ from mi_jax.models.layers import (
     zeros_init,
 )
 from mi_jax.models.sequence_parallel import AXIS, local_shard
+from mi_jax.models.stack import stack_layers
 
 TIMESTEP_DIM = 256
 
@@ -104,7 +106,7 @@ class FinalLayer(nnx.Module):
 
 class DiT(nnx.Module):
     """`dit(latents, sigma, conditions) -> velocity`: the denoiser u_theta of Eq. 1, in the convention of
-    `mi_jax.diffusion`."""
+    `mi_jax.diffusion`. It is `embed`, `trunk` and `unembed`, one after the other."""
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -116,8 +118,8 @@ class DiT(nnx.Module):
         self.guidance_in = MLPEmbedder(TIMESTEP_DIM, config.width, rngs=rngs) if config.guidance_embedding else None
         self.text_in = TokenRefiner(config, rngs=rngs)
         self.audio_in = AudioEncoder(config.audio, rngs=rngs) if config.audio else None
-        self.double = jax.vmap(partial(DoubleBody, config))(rngs.split(config.double_depth))
-        self.single = jax.vmap(partial(SingleBody, config))(rngs.split(config.single_depth // 2))
+        self.double = stack_layers(partial(Body, config, "double"), config.bodies("double"), rngs)
+        self.single = stack_layers(partial(Body, config, "single"), config.bodies("single"), rngs)
         self.final = FinalLayer(config, rngs=rngs)
 
     @property
@@ -144,95 +146,161 @@ class DiT(nnx.Module):
         The latent height and width are multiples of the patch (2). With token replace, the velocity of a given latent
         frame 0 is the one that leads to the portrait, so that a sampler arrives there, and a loss finds no error.
         """
-        t, h, w = latents.shape[1:4]
-        grid = (t, h // self.config.patch[1], w // self.config.patch[2])
-        n = math.prod(grid)
-        rows, tokens = P(batch_axis(latents)), P(batch_axis(latents), AXIS)
-        if jax.sharding.get_abstract_mesh().size > 1:
-            sigma, conditions = jax.tree.map(lambda leaf: jax.reshard(leaf, rows), (sigma, conditions))
+        video, text, context = self.embed(latents, sigma, conditions)
+        video, _ = self.trunk(video, text, context)
+        return self.unembed(video, context, latents, sigma, conditions)
+
+    def embed(
+        self,
+        latents: Float[Array, "b t h w c"],
+        sigma: Float[Array, "b"],
+        conditions: Conditions,
+        *,
+        extra_latents: Float[Array, "b r h w c"] | None = None,
+        extra_times: Float[Array, "r"] | None = None,
+        extra_vector: Float[Array, "b d"] | None = None,
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b m d"], Context]:
+        """Video tokens, text tokens, and what all blocks are told.
+
+        On a mesh both kinds of tokens are spread over `seq`, padded at the end where it does not divide them.
+
+        Args:
+          extra_latents: latent frames (references) whose tokens stand after the video's. They are attended to as the
+            video's are, hear nothing, and no velocity is made of them. In a model with channels for portrait and mask
+            these are 0 there.
+          extra_times: where in time their rotary positions are, in latent frames; the video's are 0, 1, ...
+          extra_vector: added to the conditioning vector.
+        """
         config, dtype = self.config, self.dtype
-        image_in, time_in, pooled_in, guidance_in = gather_parameters(
-            (self.image_in, self.time_in, self.pooled_in, self.guidance_in)
-        )
-        timestep = sinusoid(TIMESTEPS * sigma, TIMESTEP_DIM).astype(dtype)
-        pooled = 0 if pooled_in is None else pooled_in(conditions.text_pooled.astype(dtype))
-        vec = time_in(timestep) + pooled
-        at_zero = None
-        if config.token_replace:
-            at_zero = time_in(sinusoid(jnp.zeros_like(sigma), TIMESTEP_DIM).astype(dtype)) + pooled
-        if guidance_in is not None:
-            vec = vec + guidance_in(sinusoid(TIMESTEPS * conditions.guidance, TIMESTEP_DIM).astype(dtype))
+        rows, tokens, own = P(batch_axis(latents)), P(batch_axis(latents), AXIS), P(AXIS)
+        if jax.sharding.get_abstract_mesh().size > 1:
+            beside = (sigma, conditions, extra_latents, extra_vector)
+            sigma, conditions, extra_latents, extra_vector = jax.tree.map(lambda x: jax.reshard(x, rows), beside)
+        timestep, vector, vector_at_zero = self._vectors(sigma, conditions, extra_vector)
+        text, text_length = per_device(_text_tokens, (rows, rows))(conditions)
+        text = self.text_in(text.astype(dtype), timestep, text_length)
+        t, h, w = _token_grid(config, latents)
+        times = jnp.arange(t, dtype=jnp.float32)
+        times = times if extra_latents is None else jnp.concatenate([times, extra_times.astype(jnp.float32)])
+        heard = config.audio is not None and conditions.audio is not None
+        spread = axis_size(AXIS) > 1
 
-        given_text, length = per_device(_text_tokens, (rows, rows))(conditions)
-        refined = self.text_in(given_text.astype(dtype), timestep, length)
-
-        def share(image_in, latents, conditions, text):
+        def share(image_in, latents, extra_latents, conditions, text, times):
             """What a device starts with: its share of video and text tokens, of their positions and of the masks."""
-            replaced = None
+            replaced, mask, frames = None, None, None
+            extra = (len(times) - t) * h * w
             if config.token_replace:
                 given = _first_frame(latents, conditions)
                 latents = jnp.where(given, conditions.portrait.astype(latents.dtype)[:, None], latents)
-                replaced = local_shard(jnp.repeat(given[:, :, 0, 0], grid[1] * grid[2], axis=1))
-            video = image_in(local_shard(_patches(config, latents, conditions).astype(dtype)))
-            mask = _token_mask(config, conditions, t)
-            mask = None if mask is None else local_shard(mask, 2).astype(dtype)
-            return video, local_shard(text), replaced, mask
+                replaced = jnp.repeat(given[:, :, 0, 0], h * w, axis=1)
+                replaced = local_shard(jnp.pad(replaced, ((0, 0), (0, extra), (0, 0))))
+            patches = _patches(config, _input_channels(config, latents, conditions))
+            if extra_latents is not None:
+                blank = jnp.zeros(
+                    (*extra_latents.shape[:-1], config.in_channels - config.latent_channels), latents.dtype
+                )
+                references = jnp.concatenate([extra_latents.astype(latents.dtype), blank], axis=-1)
+                patches = jnp.concatenate([patches, _patches(config, references)], axis=1)
+            video = image_in(local_shard(patches.astype(dtype)))
+            rope = rope_table(local_shard(grid_positions(times, h, w), 0), config.rope_axes, config.rope_theta)
+            if heard:
+                mask = _token_mask(config, conditions, t).astype(dtype)
+            if heard and spread:
+                mask = local_shard(jnp.pad(mask, ((0, 0), (0, 0), (0, extra))), 2)
+                frames = local_shard(jnp.arange((t * h * w) + extra) // (h * w), 0)
+            return video, local_shard(text), rope, replaced, mask, frames
 
-        hears = config.audio is not None and conditions.audio is not None
-        out = (tokens, tokens, tokens if config.token_replace else None, P(rows[0], None, AXIS) if hears else None)
-        video, text, replaced, mask = per_device(share, out)(image_in, latents, conditions, refined)
-        audio = conditions.audio.astype(dtype) if hears else None
+        out = (
+            tokens,
+            tokens,
+            (own, own),
+            tokens if config.token_replace else None,
+            P(rows[0], None, AXIS) if heard else None,
+            own if heard and spread else None,
+        )
+        video, text, rope, replaced, mask, frames = per_device(share, out)(
+            gather_parameters(self.image_in), latents, extra_latents, conditions, text, times
+        )
+        context = Context(
+            vector=vector,
+            vector_at_zero=vector_at_zero,
+            replaced=replaced,
+            rope=rope,
+            video_length=len(times) * h * w,
+            text_length=text_length,
+            audio=conditions.audio.astype(dtype) if heard else None,
+            audio_mask=mask,
+            frames=frames,
+        )
+        return video, text, context
 
-        def positions():
-            return tuple(local_shard(part, 0) for part in rope_table(grid, config.rope_axes, config.rope_theta))
+    def _vectors(self, sigma: Array, conditions: Conditions, extra: Array | None) -> tuple[Array, Array, Array | None]:
+        """The embedded timestep's sinusoid, the conditioning vector, and the latter at time 0 (token replace)."""
+        time_in, pooled_in, guidance_in = gather_parameters((self.time_in, self.pooled_in, self.guidance_in))
+        lift = lambda level: sinusoid(TIMESTEPS * level, TIMESTEP_DIM).astype(self.dtype)  # noqa: E731
+        pooled = 0 if pooled_in is None else pooled_in(conditions.text_pooled.astype(self.dtype))
+        timestep, at_zero = lift(sigma), None
+        vector = time_in(timestep) + pooled
+        if self.config.token_replace:
+            at_zero = time_in(lift(jnp.zeros_like(sigma))) + pooled
+        if guidance_in is not None:
+            vector = vector + guidance_in(lift(conditions.guidance))
+        if extra is not None:
+            extra = extra.astype(self.dtype)
+            vector, at_zero = vector + extra, None if at_zero is None else at_zero + extra
+        return timestep, vector, at_zero
 
-        rope = per_device(positions, (P(AXIS), P(AXIS)))()
+    def trunk(
+        self,
+        video: Float[Array, "b n d"],
+        text: Float[Array, "b m d"],
+        context: Context,
+        taps: tuple[tuple[Kind, int], ...] = (),
+    ) -> tuple[Float[Array, "b n d"], dict[tuple[Kind, int], Float[Array, "b n d"]]]:
+        """All blocks: the last hidden states of the video tokens, and those after each block that `taps` names.
 
-        def listen(body, video, audio, mask):
-            if audio is None:
-                return video
-            frames = None
-            if axis_size(AXIS) > 1:
-                own = video.shape[1]
-                frames = (own * jax.lax.axis_index(AXIS) + jnp.arange(own)) // (grid[1] * grid[2])
-            return body.audio(video, audio, mask, frames)
+        ("double", 3) is the fourth double block; audio attention that stands after it is not yet in its hidden states.
+        Those of the blocks that are not named are not kept.
 
-        def double_body(body, video, text, vec, at_zero, rope, length, replaced, audio, mask):
-            vec = apart(vec, AXIS)
-            still = None if replaced is None else (apart(at_zero, AXIS), replaced)
-            video, text = body.block(video, text, vec, rope, n, length, still)
-            return listen(body, video, audio, mask), text
+        Raises:
+          ValueError: there is no block of such a name.
+        """
+        config, tokens = self.config, P(batch_axis(video), AXIS)
+        for kind, number in taps:
+            if not 0 <= number < getattr(config, f"{kind}_depth"):
+                raise ValueError(f"no {kind} block {number} to tap: there are {getattr(config, f'{kind}_depth')}")
+        run_double = _depth_scan(config, "double", self.double, taps)
+        run_single = _depth_scan(config, "single", self.single, taps)
 
-        def single_body(body, x, vec, at_zero, rope, length, replaced, audio, mask):
-            own, vec = rope[0].shape[0], apart(vec, AXIS)
-            still = None
-            if replaced is not None:
-                still = (apart(at_zero, AXIS), jnp.pad(replaced, ((0, 0), (0, x.shape[1] - own), (0, 0))))
-            for block in (body.first, body.second):
-                x = block(x, vec, rope, n, length, still)
-            return jnp.concatenate([listen(body, x[:, :own], audio, mask), x[:, own:]], axis=1)
+        def run(double, single, video, text, context):
+            context = jax.tree.map(lambda x: vary_like(x, video), context)
+            streams, tapped_double = run_double(double, (video, text), context)
+            (video, _), tapped_single = run_single(single, streams, context)
+            return video, tapped_double | tapped_single
 
-        told = (vec, at_zero, rope, length, replaced, audio, mask)
+        out = tokens, dict.fromkeys(taps, tokens)
+        return per_device(run, out)(self.double, self.single, video, text, context)
 
-        def double(carry, body):
-            return per_device(double_body, (tokens, tokens))(gather_parameters(body), *carry, *told), None
+    def unembed(
+        self,
+        video: Float[Array, "b n d"],
+        context: Context,
+        latents: Float[Array, "b t h w c"],
+        sigma: Float[Array, "b"],
+        conditions: Conditions,
+    ) -> Float[Array, "b t h w c"]:
+        """Velocity of `latents`, f32, from the trunk's last hidden states; the rest as `embed` was given it."""
+        config, rows = self.config, P(batch_axis(latents))
+        t, h, w = _token_grid(config, latents)
 
-        def single(x, body):
-            return per_device(single_body, tokens)(gather_parameters(body), x, *told), None
-
-        double, single = (_rematerialised(f, config.remat) for f in (double, single))
-        video, text = jax.lax.scan(double, (video, text), self.double, unroll=config.unroll)[0]
-        x = per_device(lambda *streams: jnp.concatenate(streams, axis=1), tokens)(video, text)
-        x = jax.lax.scan(single, x, self.single, unroll=config.unroll)[0]
-
-        def finish(final, x, vec):
-            return final(x[:, : -(-n // axis_size(AXIS))], vec).astype(jnp.float32)
+        def project(final, video, vector):
+            return final(video, vector).astype(jnp.float32)
 
         def unpatch(patches, latents, sigma, conditions):
             velocity = rearrange(
-                patches[:, :n],
+                patches[:, : t * h * w],
                 "b (t h w) (c p q) -> b t (h p) (w q) c",
-                t=grid[0], h=grid[1], w=grid[2], p=config.patch[1], q=config.patch[2],
+                t=t, h=h, w=w, p=config.patch[1], q=config.patch[2],
             )  # fmt: skip
             if config.token_replace:
                 level = jnp.maximum(sigma, 1e-6).reshape(-1, 1, 1, 1, 1)
@@ -240,16 +308,71 @@ class DiT(nnx.Module):
                 velocity = jnp.where(_first_frame(latents, conditions), there, velocity)
             return velocity
 
-        patches = per_device(finish, tokens)(gather_parameters(self.final), x, vec)
+        tokens = P(rows[0], AXIS)
+        patches = per_device(project, tokens)(gather_parameters(self.final), video, context.vector)
         if jax.sharding.get_abstract_mesh().size > 1:
-            patches = jax.reshard(patches, rows)
+            patches, sigma, conditions = jax.tree.map(lambda x: jax.reshard(x, rows), (patches, sigma, conditions))
         return per_device(unpatch, rows)(patches, latents, sigma, conditions)
 
 
+def _depth_scan(config: DiTConfig, kind: Kind, bodies: Body, taps: tuple[tuple[Kind, int], ...]) -> Callable:
+    """The scan over the bodies of one kind, for use inside `per_device`, with the parameters given to it there.
+
+    `run(bodies, (video, text), context)` returns both streams, and the video's after each block of this kind in `taps`.
+    """
+    gather_block, gather_audio = layer_gatherer(bodies.blocks, 2), layer_gatherer(bodies.audio)
+    numbers = [number for tapped_kind, number in taps if tapped_kind == kind]
+    depth, count = config.bodies(kind), getattr(config, f"{kind}_per_body")
+    # Where a block's hidden states are kept among those of the taps; past their end: nowhere.
+    slots = len(numbers) + np.tile(np.arange(count), (depth, 1))
+    for slot, number in enumerate(numbers):
+        slots[divmod(number, count)] = slot
+
+    def run(bodies: Body, streams: tuple[Array, Array], context: Context):
+        def run_body(streams, body):
+            (video, text), hidden = streams, []
+            # By static index: a scan over so few would copy what the backward pass needs of each.
+            for i in range(count):
+                block = gather_block(jax.tree.map(lambda leaf, i=i: leaf[i], body.blocks), video)
+                video, text = block(video, text, context)
+                hidden.append(video)
+            if body.audio is not None and context.audio is not None:
+                video = _listen(gather_audio(body.audio, video), video, context)
+            return (video, text), jnp.stack(hidden) if numbers else None
+
+        rematerialised = _rematerialised(run_body, config.remat)
+
+        def step(carry, body_and_slots):
+            streams, tapped = carry
+            body, slots = body_and_slots
+            streams, hidden = rematerialised(streams, body)
+            # Outside what is rematerialised: the backward pass needs none of it.
+            if numbers:
+                tapped = tapped.at[slots].set(hidden, mode="drop", unique_indices=True)
+            return (streams, tapped), None
+
+        tapped = jnp.zeros((len(numbers), *streams[0].shape), streams[0].dtype) if numbers else None
+        carry = (streams, jax.tree.map(lambda x: vary_like(x, streams[0]), tapped))
+        streams, tapped = jax.lax.scan(step, carry, (bodies, slots if numbers else None), unroll=config.unroll)[0]
+        return streams, {(kind, number): tapped[slot] for slot, number in enumerate(numbers)}
+
+    return run
+
+
+def _listen(audio: AudioAttention, video: Array, context: Context) -> Array:
+    n = context.audio_mask.shape[-1]
+    heard = audio(video[:, :n], context.audio, context.audio_mask, context.frames)
+    return jnp.concatenate([heard, video[:, n:]], axis=1)
+
+
 def _rematerialised(body: Callable, remat: Remat) -> Callable:
-    """A scan's body whose backward pass computes its activations again from the tokens that entered it."""
+    """A scan's body whose backward pass computes its activations again from the tokens that entered it.
+
+    With "none" the activations are kept, but gathered parameters are gathered again: all of them are the whole model.
+    """
     if remat == "none":
-        return body
+        spread = jax.sharding.get_abstract_mesh().size > 1
+        return jax.checkpoint(body, prevent_cse=False, policy=_all_but_gathered) if spread else body
     policy = None
     if remat == "offload":
         policy = jax.checkpoint_policies.save_and_offload_only_these_names(
@@ -259,29 +382,40 @@ def _rematerialised(body: Callable, remat: Remat) -> Callable:
             offload_dst="pinned_host",
         )
 
-    def named(carry, parameters):
-        return body(jax.tree.map(lambda tokens: checkpoint_name(tokens, "tokens"), carry), parameters)
+    def named(streams, parameters):
+        return body(jax.tree.map(lambda tokens: checkpoint_name(tokens, "tokens"), streams), parameters)
 
     return jax.checkpoint(named, prevent_cse=False, policy=policy)
 
 
-def _patches(config: DiTConfig, latents: Array, conditions: Conditions) -> Float[Array, "b n e"]:
-    """Input tokens; for image to video, noise + portrait (latent frame 0 only) + start mask (paper 3.2)."""
-    if config.image_to_video:
-        t = latents.shape[1]
-        first = (jnp.arange(t) == 0).astype(latents.dtype).reshape(1, t, 1, 1, 1)
-        portrait = conditions.portrait.astype(latents.dtype)[:, None] * first
-        start = conditions.is_start.astype(latents.dtype).reshape(-1, 1, 1, 1, 1) * first
-        start = jnp.broadcast_to(start, (*latents.shape[:-1], 1))
-        latents = jnp.concatenate([latents, portrait, start], axis=-1)
-    p, q = config.patch[1:]
-    return rearrange(latents, "b t (h p) (w q) c -> b (t h w) (c p q)", p=p, q=q)
+def _all_but_gathered(primitive, *_, **__) -> bool:
+    return primitive.name not in ("all_gather", "all_gather_invariant", "reshard")
 
 
-def _token_mask(config: DiTConfig, conditions: Conditions, t: int) -> Float[Array, "b s n"] | None:
-    """The face mask at token resolution, max-pooled so that small faces survive; None where nothing is heard."""
-    if config.audio is None or conditions.audio is None:
-        return None
+def _token_grid(config: DiTConfig, latents: Array) -> tuple[int, int, int]:
+    t, h, w = latents.shape[1:4]
+    return t, h // config.patch[1], w // config.patch[2]
+
+
+def _input_channels(config: DiTConfig, latents: Array, conditions: Conditions) -> Float[Array, "b t h w c"]:
+    """What the first projection sees; for image to video, noise + portrait (latent frame 0 only) + start mask (paper
+    3.2)."""
+    if not config.image_to_video:
+        return latents
+    t = latents.shape[1]
+    first = (jnp.arange(t) == 0).astype(latents.dtype).reshape(1, t, 1, 1, 1)
+    portrait = conditions.portrait.astype(latents.dtype)[:, None] * first
+    start = conditions.is_start.astype(latents.dtype).reshape(-1, 1, 1, 1, 1) * first
+    start = jnp.broadcast_to(start, (*latents.shape[:-1], 1))
+    return jnp.concatenate([latents, portrait, start], axis=-1)
+
+
+def _patches(config: DiTConfig, latents: Float[Array, "b t h w c"]) -> Float[Array, "b n e"]:
+    return rearrange(latents, "b t (h p) (w q) c -> b (t h w) (c p q)", p=config.patch[1], q=config.patch[2])
+
+
+def _token_mask(config: DiTConfig, conditions: Conditions, t: int) -> Float[Array, "b s n"]:
+    """The face mask at token resolution, max-pooled so that small faces survive."""
     mask = conditions.face_mask
     if mask.ndim == 4:
         mask = jnp.repeat(mask[:, :, None], t, axis=2)

@@ -4,13 +4,16 @@ Everything here is local code (`mesh.per_device`): on a mesh, a device has its s
 text's, and `joint_attention` alone knows of the others.
 """
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mi_jax.models.dit_config import DiTConfig
+from mi_jax.models.dit_config import DiTConfig, Kind
 from mi_jax.models.layers import (
     MLP,
     LayerNorm,
@@ -24,6 +27,7 @@ from mi_jax.models.layers import (
     zeros_init,
 )
 from mi_jax.models.sequence_parallel import joint_attention
+from mi_jax.models.stack import stack_layers
 
 
 class QKV(nnx.Module):
@@ -53,16 +57,43 @@ def merge_heads(x: Float[Array, "b n k d"]) -> Float[Array, "b n e"]:
     return rearrange(x, "b n k d -> b n (k d)")
 
 
-def modulation_of(modulation: Modulation, vec: Float[Array, "b d"], still: tuple[Array, Array] | None) -> list[Array]:
-    """Shifts, scales and gates of the tokens: `[b 1 d]` each, or, with `still`, `[b n d]`.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context:
+    """What every block is told beside its tokens.
 
-    `still` is the conditioning vector at time 0 and which tokens [b n 1] take theirs from it (token replace).
+    On a mesh, what has an entry for each video token is spread as the tokens are. Fields are untyped: JAX also fills
+    them with tracers and specs.
     """
-    moving = modulation(vec)
-    if still is None:
+
+    vector: Any
+    """[b d] conditioning vector: timestep, pooled text, guidance."""
+    vector_at_zero: Any = None
+    """[b d] the same at time 0, for replaced tokens."""
+    replaced: Any = None
+    """[b n 1] bool: the tokens that the portrait's replace (token replace)."""
+    rope: Any
+    """(cos, sin) [n r] of the video tokens."""
+    video_length: int = dataclasses.field(metadata={"static": True})
+    """Video tokens there are, on all devices together."""
+    text_length: Any
+    """[b] valid text tokens."""
+    audio: Any = None
+    """[b s t a e] audio tokens; None where nothing is heard."""
+    audio_mask: Any = None
+    """[b s n] the face masks; the tokens past its end, if any, hear nothing."""
+    frames: Any = None
+    """[n] latent frame of each token; None where all tokens are on one device, frame by frame."""
+
+
+def modulation_of(modulation: Modulation, context: Context, text: int = 0) -> list[Array]:
+    """Shifts, scales and gates of the video tokens and of `text` tokens after them: `[b 1 d]` each, or, with token
+    replace, `[b n d]`."""
+    moving = modulation(context.vector)
+    if context.replaced is None:
         return moving
-    vec_at_zero, tokens = still
-    return [jnp.where(tokens, a, b) for a, b in zip(modulation(vec_at_zero), moving)]
+    replaced = jnp.pad(context.replaced, ((0, 0), (0, text), (0, 0)))
+    return [jnp.where(replaced, a, b) for a, b in zip(modulation(context.vector_at_zero), moving)]
 
 
 class Stream(nnx.Module):
@@ -88,20 +119,27 @@ class DoubleBlock(nnx.Module):
         self.text = Stream(config, rngs=rngs)
 
     def __call__(
-        self, video: Array, text: Array, vec: Array, rope, n: int, length: Array, still
-    ) -> tuple[Array, Array]:
-        """`n` video tokens there are in all, and `length` [b] text tokens; a device has its share of both."""
-        shift_v, scale_v, *rest_v = modulation_of(self.video.modulation, vec, still)
-        shift_t, scale_t, *rest_t = self.text.modulation(vec)
-        qkv_video = self.video.qkv(modulate(video, shift_v, scale_v), rope)
+        self, video: Float[Array, "b n d"], text: Float[Array, "b m d"], context: Context
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b m d"]]:
+        shift_v, scale_v, *rest_v = modulation_of(self.video.modulation, context)
+        shift_t, scale_t, *rest_t = self.text.modulation(context.vector)
+        qkv_video = self.video.qkv(modulate(video, shift_v, scale_v), context.rope)
         qkv_text = self.text.qkv(modulate(text, shift_t, scale_t))
-        heard = _attend(self.config, qkv_video, qkv_text, n, length)
-        attended_v, attended_t = (merge_heads(part) for part in heard)
+        attended_v, attended_t = attend(self.config, qkv_video, qkv_text, context)
         return self.video.finish(video, attended_v, *rest_v), self.text.finish(text, attended_t, *rest_t)
 
 
-def _attend(config: DiTConfig, video: tuple, text: tuple, n: int, length: Array) -> tuple[Array, Array]:
-    return joint_attention(video, text, length, video_length=n, implementation=config.attention, ulysses=config.ulysses)
+def attend(config: DiTConfig, video: tuple, text: tuple, context: Context) -> tuple[Array, Array]:
+    """Joint attention of both streams, each given as its queries, keys and values."""
+    streams = joint_attention(
+        video,
+        text,
+        context.text_length,
+        video_length=context.video_length,
+        implementation=config.attention,
+        ulysses=config.ulysses,
+    )
+    return tuple(merge_heads(stream) for stream in streams)
 
 
 class SingleBlock(nnx.Module):
@@ -115,16 +153,18 @@ class SingleBlock(nnx.Module):
         self.mlp_in = linear(config.width, hidden, rngs=rngs)
         self.out = linear(config.width + hidden, config.width, rngs=rngs)
 
-    def __call__(self, x: Array, vec: Array, rope, n: int, length: Array, still) -> Array:
-        """A device's share of the video comes first (`rope` has a row for each token), then its share of the text."""
-        shift, scale, gate = modulation_of(self.modulation, vec, still)
+    def __call__(
+        self, video: Float[Array, "b n d"], text: Float[Array, "b m d"], context: Context
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b m d"]]:
+        n = video.shape[1]
+        x = jnp.concatenate([video, text], axis=1)
+        shift, scale, gate = modulation_of(self.modulation, context, text.shape[1])
         y = modulate(x, shift, scale)
-        share = rope[0].shape[0]
-        qkv_video, qkv_text = zip(*((part[:, :share], part[:, share:]) for part in self.qkv(y)))
-        q, k = (apply_rope(part, rope) for part in qkv_video[:2])
-        heard = _attend(self.config, (q, k, qkv_video[2]), qkv_text, n, length)
-        attended = merge_heads(jnp.concatenate(heard, axis=1))
-        return x + per_token(gate, x) * self.out(jnp.concatenate([attended, gelu_tanh(self.mlp_in(y))], axis=-1))
+        (q, k, v), qkv_text = zip(*((part[:, :n], part[:, n:]) for part in self.qkv(y)))
+        qkv_video = apply_rope(q, context.rope), apply_rope(k, context.rope), v
+        attended = jnp.concatenate(attend(self.config, qkv_video, qkv_text, context), axis=1)
+        x = x + per_token(gate, x) * self.out(jnp.concatenate([attended, gelu_tanh(self.mlp_in(y))], axis=-1))
+        return x[:, :n], x[:, n:]
 
 
 class AudioAttention(nnx.Module):
@@ -151,7 +191,7 @@ class AudioAttention(nnx.Module):
         mask: Float[Array, "b s n"],
         frames: Int[Array, "n"] | None = None,
     ) -> Float[Array, "b n d"]:
-        """`frames` says which latent frame each token is of; None: all tokens are here, frame by frame."""
+        """`frames` is the latent frame of each token; None: all tokens are here, frame by frame."""
         t, a = audio.shape[2:4]
         q = rearrange(self.q(self.norm(video)), "b n (k d) -> b n k d", k=self.heads)
         k, v = split_heads(self.kv(audio), 2, self.heads)
@@ -161,7 +201,7 @@ class AudioAttention(nnx.Module):
             q = rearrange(q, "b (t n) k d -> b t n k d", t=t)
             logits = jnp.einsum("btnkd,bstakd->bstnka", q, k, preferred_element_type=jnp.float32)
             weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-            heard = rearrange(jnp.einsum("bstnka,bstakd->bstnkd", weights, v), "b s t n k d -> b s (t n) (k d)")
+            attended = rearrange(jnp.einsum("bstnka,bstakd->bstnkd", weights, v), "b s t n k d -> b s (t n) (k d)")
         else:
             # A share of the tokens cuts through frames: all audio tokens at once, those of other frames masked. They
             # are few beside the video's.
@@ -169,23 +209,17 @@ class AudioAttention(nnx.Module):
             logits = jnp.einsum("bnkd,bsmkd->bsnkm", q, k, preferred_element_type=jnp.float32)
             same = (frames[:, None] == jnp.arange(t * a)[None] // a)[None, None, :, None]
             weights = jax.nn.softmax(jnp.where(same, logits, jnp.finfo(jnp.float32).min), axis=-1).astype(v.dtype)
-            heard = rearrange(jnp.einsum("bsnkm,bsmkd->bsnkd", weights, v), "b s n k d -> b s n (k d)")
+            attended = rearrange(jnp.einsum("bsnkm,bsmkd->bsnkd", weights, v), "b s n k d -> b s n (k d)")
         # Masking before the (linear, bias-free) projection sums the speakers in one product; zero stays zero.
-        return video + self.out(jnp.einsum("bsnd,bsn->bnd", heard, mask))
+        return video + self.out(jnp.einsum("bsnd,bsn->bnd", attended, mask))
 
 
-class DoubleBody(nnx.Module):
-    """What the first scan repeats: a double block, then audio."""
+class Body(nnx.Module):
+    """What a scan over depth repeats: `count` blocks of one kind, stacked, then audio attention if the config has it
+    after that kind."""
 
-    def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
-        self.block = DoubleBlock(config, rngs=rngs)
-        self.audio = AudioAttention(config, rngs=rngs) if config.audio else None
-
-
-class SingleBody(nnx.Module):
-    """What the second scan repeats: two single blocks, then audio."""
-
-    def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
-        self.first = SingleBlock(config, rngs=rngs)
-        self.second = SingleBlock(config, rngs=rngs)
-        self.audio = AudioAttention(config, rngs=rngs) if config.audio else None
+    def __init__(self, config: DiTConfig, kind: Kind, rngs: nnx.Rngs):
+        block = {"double": DoubleBlock, "single": SingleBlock}[kind]
+        count = getattr(config, f"{kind}_per_body")
+        self.blocks = stack_layers(lambda rngs: block(config, rngs=rngs), count, rngs)
+        self.audio = AudioAttention(config, rngs=rngs) if config.hears(kind) else None

@@ -7,6 +7,7 @@ from mi_jax.models.attention import Implementation
 from mi_jax.models.audio_encoder import AudioEncoderConfig
 
 Remat = Literal["none", "blocks", "offload"]
+Kind = Literal["double", "single"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,11 @@ class DiTConfig:
     mlp_ratio: int = 4
     double_depth: int = 20
     single_depth: int = 40
-    """Even: two single blocks make one scanned body."""
+    double_per_body: int = 1
+    """Double blocks of one scanned body; they divide `double_depth`."""
+    single_per_body: int = 2
+    audio_after: tuple[Kind, ...] = ("double", "single")
+    """After the bodies of which kinds audio attention stands, in a model that has audio."""
     refiner_depth: int = 2
     text_dim: int = 4096
     pooled_dim: int | None = 768
@@ -47,14 +52,26 @@ class DiTConfig:
     def __post_init__(self):
         if self.width % self.heads or sum(self.rope_axes) != self.width // self.heads:
             raise ValueError(f"rope_axes {self.rope_axes} must sum to the head dim {self.width}/{self.heads}")
-        if self.single_depth % 2 or self.patch[0] != 1:
-            raise ValueError("single_depth must be even and the temporal patch 1")
+        for kind in ("double", "single"):
+            depth, count = getattr(self, f"{kind}_depth"), getattr(self, f"{kind}_per_body")
+            if count < 1 or depth % count:
+                raise ValueError(f"{kind}_depth {depth} must be a multiple of {kind}_per_body {count}")
+        if self.patch[0] != 1:
+            raise ValueError("the temporal patch must be 1")
         if self.image_to_video and self.token_replace:
             raise ValueError("a portrait is given as channels (image_to_video) or as tokens (token_replace), not both")
 
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    def bodies(self, kind: Kind) -> int:
+        """How many bodies the scan over blocks of this kind has."""
+        return getattr(self, f"{kind}_depth") // getattr(self, f"{kind}_per_body")
+
+    def hears(self, kind: Kind) -> bool:
+        """Whether audio attention stands after the bodies of this kind."""
+        return self.audio is not None and kind in self.audio_after
 
     @property
     def in_channels(self) -> int:

@@ -58,7 +58,7 @@ def dit_flops(
     speakers: whose audio tokens are there, where the model has audio.
     encode: with the audio encoder, which training runs in every step and sampling once for a video.
     """
-    d, bodies, r = config.width, config.single_depth // 2, config.mlp_ratio
+    d, r = config.width, config.mlp_ratio
     n = frames * height * width // (config.patch[1] * config.patch[2])
     m = text_tokens
     patch = config.patch[1] * config.patch[2]
@@ -79,7 +79,7 @@ def dit_flops(
     if config.audio:
         a = config.audio
         heard = speakers * frames * a.tokens
-        places = config.double_depth + bodies
+        places = sum(config.bodies(kind) for kind in config.audio_after)
         linear += places * (2 * n * d * d + 2 * heard * a.width * d + n * speakers * d)  # last: the masks' sum
         attention += 2 * d * places * n * speakers * a.tokens  # each token hears its own frame
         if encode:

@@ -223,22 +223,27 @@ def sinusoid(position: Float[Array, "n"], dim: int, max_period: float = 10_000.0
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def rope_table(
-    grid: tuple[int, int, int], axes: tuple[int, int, int], theta: float
-) -> tuple[Float[Array, "n r"], Float[Array, "n r"]]:
-    """Rotary (cos, sin) of every video token of a (t, h, w) grid, f32, r = sum(axes) / 2.
+def grid_positions(times: Float[Array, "t"], height: int, width: int) -> Float[Array, "n 3"]:
+    """Positions (t, h, w) of the tokens of latent frames at `times`, each of height x width tokens, row by row."""
+    frames, rows, columns = jnp.meshgrid(
+        times, *(jnp.arange(size, dtype=jnp.float32) for size in (height, width)), indexing="ij"
+    )
+    return jnp.stack([frames.ravel(), rows.ravel(), columns.ravel()], axis=-1)
 
-    Each axis has its own share of the head's dims and integer positions; the shares are concatenated t, h, w
-    (HunyuanVideo `posemb_layers.py`).
+
+def rope_table(
+    positions: Float[Array, "n 3"], axes: tuple[int, int, int], theta: float
+) -> tuple[Float[Array, "n r"], Float[Array, "n r"]]:
+    """Rotary (cos, sin) of tokens at (t, h, w), f32, r = sum(axes) / 2.
+
+    Each axis has its own share of the head's dims; the shares are concatenated t, h, w (HunyuanVideo
+    `posemb_layers.py`).
     """
     angles = []
-    for size, dim, axis in zip(grid, axes, range(3)):
+    for axis, dim in enumerate(axes):
         frequencies = jnp.asarray(theta ** (-np.arange(0, dim, 2) / dim), jnp.float32)
-        angle = jnp.arange(size, dtype=jnp.float32)[:, None] * frequencies[None, :]
-        shape = [1, 1, 1, dim // 2]
-        shape[axis] = size
-        angles.append(jnp.broadcast_to(angle.reshape(shape), (*grid, dim // 2)))
-    angle = rearrange(jnp.concatenate(angles, axis=-1), "t h w r -> (t h w) r")
+        angles.append(positions[:, axis, None] * frequencies[None, :])
+    angle = jnp.concatenate(angles, axis=-1)
     return jnp.cos(angle), jnp.sin(angle)
 
 

@@ -110,18 +110,16 @@ def tencent_table(config: DiTConfig) -> Table:
             "mlp.fc1": "mlp.fc1",
             "mlp.fc2": "mlp.fc2",
         }.items():
-            table[f"double.block.{stream}.{ours}"] = f"double_blocks.{{i}}.{name}_{theirs}"
-    for half, number in {"first": "{even}", "second": "{odd}"}.items():
-        block = f"single_blocks.{number}"
-        table |= {
-            f"single.{half}.modulation.linear": f"{block}.modulation.linear",
-            f"single.{half}.qkv.proj": Outputs((f"{block}.linear1",), lambda x: x[: 3 * width]),
-            f"single.{half}.qkv.q_norm": f"{block}.q_norm",
-            f"single.{half}.qkv.k_norm": f"{block}.k_norm",
-            f"single.{half}.mlp_in": Outputs((f"{block}.linear1",), lambda x: x[3 * width :]),
-            f"single.{half}.out": f"{block}.linear2",
-        }
-    return table
+            table[f"double.blocks.{stream}.{ours}"] = f"double_blocks.{{block}}.{name}_{theirs}"
+    block = "single_blocks.{block}"
+    return table | {
+        "single.blocks.modulation.linear": f"{block}.modulation.linear",
+        "single.blocks.qkv.proj": Outputs((f"{block}.linear1",), lambda x: x[: 3 * width]),
+        "single.blocks.qkv.q_norm": f"{block}.q_norm",
+        "single.blocks.qkv.k_norm": f"{block}.k_norm",
+        "single.blocks.mlp_in": Outputs((f"{block}.linear1",), lambda x: x[3 * width :]),
+        "single.blocks.out": f"{block}.linear2",
+    }
 
 
 def diffusers_table(config: DiTConfig) -> Table:
@@ -155,34 +153,32 @@ def diffusers_table(config: DiTConfig) -> Table:
         "text_in.blocks.mlp.fc2": f"{block}.ff.net.2",
         "text_in.blocks.gates.linear": f"{block}.norm_out.linear",
     }
-    block = "transformer_blocks.{i}"
+    block = "transformer_blocks.{block}"
     table |= {
-        "double.block.video.modulation.linear": f"{block}.norm1.linear",
-        "double.block.video.qkv.proj": side_by_side(block, "to_q", "to_k", "to_v"),
-        "double.block.video.qkv.q_norm": f"{block}.attn.norm_q",
-        "double.block.video.qkv.k_norm": f"{block}.attn.norm_k",
-        "double.block.video.out": f"{block}.attn.to_out.0",
-        "double.block.video.mlp.fc1": f"{block}.ff.net.0.proj",
-        "double.block.video.mlp.fc2": f"{block}.ff.net.2",
-        "double.block.text.modulation.linear": f"{block}.norm1_context.linear",
-        "double.block.text.qkv.proj": side_by_side(block, "add_q_proj", "add_k_proj", "add_v_proj"),
-        "double.block.text.qkv.q_norm": f"{block}.attn.norm_added_q",
-        "double.block.text.qkv.k_norm": f"{block}.attn.norm_added_k",
-        "double.block.text.out": f"{block}.attn.to_add_out",
-        "double.block.text.mlp.fc1": f"{block}.ff_context.net.0.proj",
-        "double.block.text.mlp.fc2": f"{block}.ff_context.net.2",
+        "double.blocks.video.modulation.linear": f"{block}.norm1.linear",
+        "double.blocks.video.qkv.proj": side_by_side(block, "to_q", "to_k", "to_v"),
+        "double.blocks.video.qkv.q_norm": f"{block}.attn.norm_q",
+        "double.blocks.video.qkv.k_norm": f"{block}.attn.norm_k",
+        "double.blocks.video.out": f"{block}.attn.to_out.0",
+        "double.blocks.video.mlp.fc1": f"{block}.ff.net.0.proj",
+        "double.blocks.video.mlp.fc2": f"{block}.ff.net.2",
+        "double.blocks.text.modulation.linear": f"{block}.norm1_context.linear",
+        "double.blocks.text.qkv.proj": side_by_side(block, "add_q_proj", "add_k_proj", "add_v_proj"),
+        "double.blocks.text.qkv.q_norm": f"{block}.attn.norm_added_q",
+        "double.blocks.text.qkv.k_norm": f"{block}.attn.norm_added_k",
+        "double.blocks.text.out": f"{block}.attn.to_add_out",
+        "double.blocks.text.mlp.fc1": f"{block}.ff_context.net.0.proj",
+        "double.blocks.text.mlp.fc2": f"{block}.ff_context.net.2",
     }
-    for half, number in {"first": "{even}", "second": "{odd}"}.items():
-        block = f"single_transformer_blocks.{number}"
-        table |= {
-            f"single.{half}.modulation.linear": f"{block}.norm.linear",
-            f"single.{half}.qkv.proj": side_by_side(block, "to_q", "to_k", "to_v"),
-            f"single.{half}.qkv.q_norm": f"{block}.attn.norm_q",
-            f"single.{half}.qkv.k_norm": f"{block}.attn.norm_k",
-            f"single.{half}.mlp_in": f"{block}.proj_mlp",
-            f"single.{half}.out": f"{block}.proj_out",
-        }
-    return table
+    block = "single_transformer_blocks.{block}"
+    return table | {
+        "single.blocks.modulation.linear": f"{block}.norm.linear",
+        "single.blocks.qkv.proj": side_by_side(block, "to_q", "to_k", "to_v"),
+        "single.blocks.qkv.q_norm": f"{block}.attn.norm_q",
+        "single.blocks.qkv.k_norm": f"{block}.attn.norm_k",
+        "single.blocks.mlp_in": f"{block}.proj_mlp",
+        "single.blocks.out": f"{block}.proj_out",
+    }
 
 
 def _swap_halves(x: np.ndarray) -> np.ndarray:
@@ -317,7 +313,8 @@ def _new_audio(config: DiTConfig, shapes: dict[str, tuple[int, ...]], seed: int)
     rows = []
     encoder = fold_in(lambda rngs: AudioEncoder(config.audio, rngs=rngs), seed, 0)
     rows += [Row(f"audio_in.{leaf}", None, (), functools.partial(np.asarray, value)) for leaf, value in encoder.items()]
-    for stack, (body, depth) in enumerate({"double": config.double_depth, "single": config.single_depth // 2}.items()):
+    for stack, body in enumerate(config.audio_after):
+        depth = config.bodies(body)
         # Rows are made in this order, one body after the other: the last body drawn is kept for its leaves.
         draw = functools.lru_cache(1)(
             lambda i, stack=stack: fold_in(

@@ -1,11 +1,12 @@
 """The project's own model folders: config.json and safetensors, names = paths in our modules.
 
     puppet/config.json
-    puppet/model.safetensors              "dit.double_blocks.img_qkv.kernel", "vae.decoder.conv_in.kernel", ...
+    puppet/model.safetensors              "dit.double.blocks.video.out.kernel", "vae.decoder.conv_in.kernel", ...
 
 Large models are split as on the Hugging Face hub: model-00001-of-00003.safetensors ... and an index of them.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -24,6 +25,7 @@ from safetensors.numpy import save_file
 from mi_jax.errors import InputError
 from mi_jax.files import new_folder
 from mi_jax.mesh import parameter_spec
+from mi_jax.weights import older
 from mi_jax.weights.configs import read_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -108,12 +110,11 @@ def load_into(
     stored = {key: entry for key, entry in _read_headers(directory).items() if key.startswith(f"{name}.")}
     _account(directory, name, {key: tuple(v.shape) for key, v in wanted.items()}, stored)
 
-    opened = {file: safe_open(file, "numpy") for file in {file for file, _ in stored.values()}}
-    leaves = []
+    leaves, opened = [], {}
     for path, variable in nnx.to_flat_state(state):
         key = f"{name}.{_dotted(path)}"
         target = dtype if jnp.issubdtype(variable.dtype, jnp.floating) else variable.dtype
-        leaves.append((path, variable.replace(_read_leaf(opened[stored[key][0]], key, target, mesh))))
+        leaves.append((path, variable.replace(_read_leaf(stored[key], opened, target, mesh))))
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 
@@ -127,12 +128,11 @@ def load_state(directory: str | os.PathLike, name: str) -> Any:
     """
     directory = pathlib.Path(directory)
     mesh = None if jax.sharding.get_abstract_mesh().empty else jax.sharding.get_mesh()
-    leaves = {}
-    for key, (path, _) in _read_headers(directory).items():
+    leaves, opened = {}, {}
+    for key, stored in _read_headers(directory).items():
         part, *names = key.split(".")
         if part == name:
-            with safe_open(path, "numpy") as file:
-                leaf = _read_leaf(file, key, jnp.float32, mesh)
+            leaf = _read_leaf(stored, opened, jnp.float32, mesh)
             leaves[tuple(int(n) if n.isdigit() else n for n in names)] = nnx.Param(leaf)
     if not leaves:
         raise InputError(f"{directory}: holds no weights of {name!r}")
@@ -143,21 +143,39 @@ def _dotted(path: Iterable[str | int]) -> str:
     return ".".join(map(str, path))
 
 
-def _read_leaf(file: safe_open, key: str, dtype: Any, mesh: Mesh | None) -> jax.Array:
-    stored = file.get_slice(key)
-    shape = tuple(stored.get_shape())
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """A leaf on disk: its shape, and the file and name that it is stored under. With `stack` it has as many of these as
+    entries along its axis 1 (see `older`)."""
+
+    shape: tuple[int, ...]
+    places: tuple[tuple[pathlib.Path, str], ...]
+    stack: bool = False
+
+
+def _read_leaf(stored: _Stored, opened: dict[pathlib.Path, safe_open], dtype: Any, mesh: Mesh | None) -> jax.Array:
     if mesh is None:
         sharding = SingleDeviceSharding(jax.local_devices()[0])
     else:
-        sharding = NamedSharding(mesh, parameter_spec(shape, mesh))
-    read = (lambda index: stored[index]) if shape else (lambda index: file.get_tensor(key))
-    return jax.make_array_from_callback(
-        shape, sharding, lambda index: np.asarray(read(index)).astype(dtype, copy=False)
-    )
+        sharding = NamedSharding(mesh, parameter_spec(stored.shape, mesh))
+
+    def read_part(number: int, index: tuple[slice, ...]) -> np.ndarray:
+        path, name = stored.places[number]
+        if path not in opened:
+            opened[path] = safe_open(path, "numpy")
+        return np.asarray(opened[path].get_slice(name)[index] if stored.shape else opened[path].get_tensor(name))
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        if not stored.stack:
+            return read_part(0, index).astype(dtype, copy=False)
+        numbers = range(len(stored.places))[index[1]]
+        return np.stack([read_part(n, (index[0], *index[2:])).astype(dtype, copy=False) for n in numbers], axis=1)
+
+    return jax.make_array_from_callback(stored.shape, sharding, read)
 
 
-def _read_headers(directory: pathlib.Path) -> dict[str, tuple[pathlib.Path, tuple[int, ...]]]:
-    """(file, shape) of every stored weight."""
+def _read_headers(directory: pathlib.Path) -> dict[str, _Stored]:
+    """Every stored weight, by its name of today."""
     index = directory / INDEX
     if index.exists():
         try:
@@ -170,16 +188,23 @@ def _read_headers(directory: pathlib.Path) -> dict[str, tuple[pathlib.Path, tupl
     for path in (directory / file for file in files):
         try:
             with safe_open(path, "numpy") as file:
-                stored |= {key: (path, tuple(file.get_slice(key).get_shape())) for key in file.keys()}  # noqa: SIM118
+                for key in file.keys():  # noqa: SIM118
+                    stored[key] = _Stored(tuple(file.get_slice(key).get_shape()), ((path, key),))
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: cut short or not safetensors ({error})") from None
+    for key, names in older.joined(stored).items():
+        parts = [stored.pop(name) for name in names]
+        shape = (parts[0].shape[0], len(parts), *parts[0].shape[1:])
+        stored[key] = _Stored(shape, tuple(place for part in parts for place in part.places), stack=True)
     return stored
 
 
-def _account(directory: pathlib.Path, name: str, wanted: dict[str, tuple[int, ...]], stored: dict[str, tuple]) -> None:
-    shapes = {key: shape for key, (_, shape) in stored.items()}
+def _account(
+    directory: pathlib.Path, name: str, wanted: dict[str, tuple[int, ...]], stored: dict[str, _Stored]
+) -> None:
+    shapes = {key: leaf.shape for key, leaf in stored.items()}
     misshapen = [
         f"{key} is {shapes[key]}, not {wanted[key]}"
         for key in sorted(wanted.keys() & shapes.keys())

@@ -8,6 +8,7 @@ one row; nothing is stacked in memory.
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -33,13 +34,15 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 class Row:
     """One leaf of our tree, or row `index` of a stacked one: `make(*sources)`.
 
-    Without sources it is new, and `make` draws it.
+    axes: the leading axes of the stack, which `index` counts through together. Without sources a row is new, and `make`
+    draws it.
     """
 
     leaf: str
     index: int | None
     sources: tuple[str, ...]
     make: Callable[..., np.ndarray]
+    axes: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +83,8 @@ class Outputs:
 
 
 Table = Mapping[str, str | Outputs | Tensor]
-"""Our modules (or leaves) -> theirs. Names with {i}, {even} (2i) or {odd} (2i + 1) are those of row i of a stack."""
+"""Our modules (or leaves) -> theirs. Names with {i} are those of row i of a stack, names with {block} those of a
+block, counted through a stack of bodies of several blocks."""
 
 
 def leaf_shapes(build: Callable[[], nnx.Module]) -> Shapes:
@@ -103,9 +107,10 @@ def plan(shapes: Shapes, table: Table) -> list[Row]:
             names = tuple(f"{name}.{'bias' if kind == 'bias' else 'weight'}" for name in entry.modules)
             make = _maker(entry.pick, kind)
         if any("{" in name for name in names):
-            for i in range(shape[0]):
-                numbered = tuple(name.format(i=i, even=2 * i, odd=2 * i + 1) for name in names)
-                rows.append(Row(leaf, i, numbered, make))
+            axes = 2 if "{block}" in names[0] else 1
+            for i in range(math.prod(shape[:axes])):
+                numbered = tuple(name.format(i=i, block=i) for name in names)
+                rows.append(Row(leaf, i, numbered, make, axes))
         else:
             rows.append(Row(leaf, None, names, make))
     return rows
@@ -141,10 +146,11 @@ def check(part: Part) -> list[str]:
       ValueError: the rows of the part do not make up its leaves.
     """
     filled: dict[str, list[int | None]] = {leaf: [] for leaf in part.shapes}
+    axes = {row.leaf: row.axes for row in part.rows}
     for row in part.rows:
         filled[row.leaf].append(row.index)
     for leaf, indices in filled.items():
-        if indices != [None] and sorted(indices) != list(range(part.shapes[leaf][0])):
+        if indices != [None] and sorted(indices) != list(range(math.prod(part.shapes[leaf][: axes.get(leaf, 1)]))):
             raise ValueError(f"{part.name}.{leaf} of {part.shapes[leaf]} is made of rows {indices}")
 
     stored = part.checkpoint.tensors
@@ -181,7 +187,7 @@ def _misshapen(part: Part, row: Row) -> str | None:
 
 def _row_shape(part: Part, row: Row) -> tuple[int, ...]:
     shape = part.shapes[row.leaf]
-    return shape if row.index is None else shape[1:]
+    return shape if row.index is None else shape[row.axes :]
 
 
 # --- writing -------------------------------------------------------------------------------------------------------

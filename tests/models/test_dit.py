@@ -15,7 +15,8 @@ from tiny_dit import SMALL, TALKING, conditions, latents_and_sigma, random_dit, 
 
 from mi_jax.conditions import Conditions
 from mi_jax.models.dit import DiT, DiTConfig
-from mi_jax.models.layers import rope_table, sinusoid
+from mi_jax.models.dit_blocks import Context
+from mi_jax.models.layers import grid_positions, rope_table, sinusoid
 from mi_jax.weights.hunyuan_video import diffusers_table
 
 # --- parity --------------------------------------------------------------------------------------------------------
@@ -110,8 +111,7 @@ def test_every_part_equals_diffusers(replace, seed):
     told, (x, sigma) = conditions(config, seed), latents_and_sigma(config, t=3, h=4, w=10)
     _reference_velocity(reference, x, sigma, told)
     made = {name: out for name, part in parts.items() for module, _, out in seen if module is part}
-    grid = (3, 2, 5)
-    rope = rope_table(grid, config.rope_axes, config.rope_theta)
+    rope = rope_table(grid_positions(jnp.arange(3.0), 2, 5), config.rope_axes, config.rope_theta)
     for mine, theirs in zip(rope, made["rope"]):  # theirs holds every angle twice, for the two of a pair
         np.testing.assert_allclose(mine, theirs[:, ::2], atol=1e-6)
         np.testing.assert_allclose(mine, theirs[:, 1::2], atol=1e-6)
@@ -128,21 +128,18 @@ def test_every_part_equals_diffusers(replace, seed):
     if replace:
         assert relative_error(at_zero, made["embed"][1]) < 1e-5
 
-    n, first, text = 30, jnp.arange(30) < 10, jnp.zeros((2, 5, 1), bool)
-    still = (at_zero, jnp.broadcast_to(first[None, :, None], (2, n, 1))) if replace else None
-    joint = (at_zero, jnp.concatenate([still[1], text], axis=1)) if replace else None
-    pick = lambda stack, i: jax.tree.map(lambda leaf: leaf[i], stack)  # noqa: E731
+    replaced = jnp.broadcast_to((jnp.arange(30) < 10)[None, :, None], (2, 30, 1)) if replace else None
+    context = Context(
+        vector=vec, vector_at_zero=at_zero, replaced=replaced, rope=rope, video_length=30, text_length=length
+    )
+    pick = lambda stack, *i: jax.tree.map(lambda leaf: leaf[i], stack)  # noqa: E731
     for number, block in enumerate(blocks):
         (video, tokens), outputs = next(
             ([jnp.asarray(a.numpy()) for a in given[:2]], out) for module, given, out in seen if module is block
         )
-        if number < config.double_depth:
-            got = pick(ours.double, number).block(video, tokens, vec, rope, n, length, still)
-        else:
-            body = pick(ours.single, (number - config.double_depth) // 2)
-            block = body.second if (number - config.double_depth) % 2 else body.first
-            got = block(jnp.concatenate([video, tokens], axis=1), vec, rope, n, length, joint)
-            got = got[:, :n], got[:, n:]
+        single = number - config.double_depth
+        mine = pick(ours.double.blocks, number, 0) if single < 0 else pick(ours.single.blocks, *divmod(single, 2))
+        got = mine(video, tokens, context)
         assert relative_error(got[0], outputs[0]) < 1e-5, number
         assert relative_error(np.asarray(got[1])[valid], outputs[1].numpy()[valid]) < 1e-5, number
 
@@ -241,6 +238,15 @@ def test_no_audio_is_mask_zero(talking):
         np.abs(np.asarray(velocity(talking, x, sigma, told) - velocity(talking, x, sigma, told.drop(audio=True)))).max()
         > 1e-3
     )
+
+
+def test_a_face_of_one_latent_pixel_is_a_whole_token(talking):
+    """The mask of a token is the largest of its four pixels': small faces survive."""
+    x, sigma = latents_and_sigma(TALKING)
+    told = conditions(TALKING)
+    corners = jnp.zeros((2, 1, 4, 6)).at[:, :, ::2, 1::2].set(1.0)
+    got = velocity(talking, x, sigma, dataclasses.replace(told, face_mask=corners))
+    np.testing.assert_array_equal(got, velocity(talking, x, sigma, told))
 
 
 def test_frames_hear_only_their_own_audio(talking):

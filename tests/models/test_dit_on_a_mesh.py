@@ -11,8 +11,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from tiny_dit import SMALL, TALKING, conditions, latents_and_sigma, random_dit
 
-from mi_jax.mesh import make_mesh, shard_parameters
-from mi_jax.models.dit import DiTConfig
+from mi_jax.mesh import make_mesh, parameter_spec, shard_parameters
+from mi_jax.models.dit import DiT, DiTConfig
 
 BATCH = 8
 HEADS = {"heads": 4, "rope_axes": (4, 4, 4)}
@@ -65,3 +65,48 @@ def test_a_spread_denoiser_equals_a_whole_one(config, data, seq, ulysses):
     for one, other, where in zip(*map(jax.tree.leaves, (expected, got, spread))):
         assert other.sharding.is_equivalent_to(where.sharding, one.ndim)  # gradients lie where their parameters do
         assert np.linalg.norm(np.asarray(other) - one) < 1e-5 * max(np.linalg.norm(one), 1e-2 * total)
+
+
+@pytest.mark.parametrize("spread", [True, False], ids=["spread", "whole"])
+def test_references_and_taps_on_a_mesh(spread):
+    """12 video tokens and 6 of a reference on 4 devices; the examples may also be on every device."""
+    graph, params = nnx.split(random_dit(TALKS))
+    x, sigma = latents_and_sigma(TALKS, b=2)
+    told = conditions(TALKS).window(0, 2)
+    taps = (("double", 0), ("single", 3))
+
+    def run(params, x, sigma, told):
+        def loss(params):
+            model = nnx.merge(graph, params)
+            embedded = model.embed(x[:, :2], sigma, told, extra_latents=x[:, 2:], extra_times=jnp.asarray([-1.0]))
+            video, hidden = model.trunk(*embedded, taps)
+            u = model.unembed(video, embedded[2], x[:, :2], sigma, told)
+            if jax.sharding.get_abstract_mesh().size > 1:
+                hidden = jax.reshard(hidden, P())
+            hidden = [hidden[tap][:, :18] for tap in taps]
+            return jnp.mean(jnp.sin(u)) + sum(jnp.mean(jnp.cos(h)) for h in hidden), (u, hidden)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (_, expected), gradients = jax.jit(run)(params, x, sigma, told)
+    mesh = make_mesh(data=2, seq=4)
+    with jax.set_mesh(mesh):
+        given = jax.tree.map(lambda leaf: jax.device_put(leaf, P("data") if spread else P()), (x, sigma, told))
+        (_, got), scattered = jax.jit(run)(shard_parameters(params, mesh), *given)
+    total = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(gradients)))
+    for one, other in zip(*map(jax.tree.leaves, ((expected, gradients), (got, scattered)))):
+        assert np.linalg.norm(np.asarray(other) - one) < 1e-5 * max(np.linalg.norm(one), 1e-2 * total)
+
+
+def test_the_backward_pass_gathers_parameters_again():
+    """With all activations kept, gathered parameters are not: the whole model would be."""
+    config = dataclasses.replace(SMALL, double_depth=8, single_depth=16, remat="none", width=96, rope_axes=(8, 20, 20))
+    graph, params = nnx.split(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))))
+    mesh = make_mesh(data=8)
+    place = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, spec))  # noqa: E731
+    with jax.set_mesh(mesh):
+        spread = jax.tree.map(lambda leaf: place(leaf, parameter_spec(leaf.shape, mesh)), params)
+        given = jax.tree.map(lambda leaf: place(leaf, P("data")), example(config, BATCH))
+        compiled = jax.jit(lambda *a: loss_and_gradients(graph, *a)[1]).lower(spread, *given).compile()
+    whole = sum(4 * leaf.size for leaf in jax.tree.leaves((params["double"], params["single"])))
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.6 * whole

@@ -321,7 +321,7 @@ def test_damaged_models_are_refused(tmp_path):
         convert("hunyuan-video", tmp_path / "a.safetensors", tmp_path / "out")
     named = {name: tensor for name, tensor in _named(16).items() if not name.startswith("single_blocks.3")}
     save_file(named, tmp_path / "b.safetensors")
-    with pytest.raises(InputError, match=r"b\.safetensors: single_depth must be even"):
+    with pytest.raises(InputError, match=r"b\.safetensors: single_depth 3 must be a multiple of single_per_body 2"):
         convert("hunyuan-video", tmp_path / "b.safetensors", tmp_path / "out")
     (tmp_path / "hub").mkdir()
     save_file({"x_embedder.proj.weight": torch.zeros(2)}, tmp_path / "hub" / "model.safetensors")
