@@ -49,7 +49,7 @@ def killed_run(out_dir):
     """Dies at step 60, while the checkpoint of step 60 is being written."""
     objective = Regression(die=not (pathlib.Path(out_dir) / "checkpoints").exists())
     return config(
-        objective, steps=100, checkpoint_every=20, sample_every=60, decay_fraction=0.5, warmup_steps=10, workers=2
+        objective, steps=100, checkpoint_every=20, sample_every=60, decay_fraction=0.5, warmup_steps=10, workers=1
     )
 
 
