@@ -1,10 +1,11 @@
 # Two promises on a fresh clone with nothing but Python 3.11+: `make demo` writes out/demo.mp4, `make test` passes.
 PYTHON ?= python3
 VENV := .venv
+NEWEST := .venv-newest
 BIN := $(VENV)/bin
 EXAMPLE := mi_jax/assets/examples
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-newest lint clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "mi_jax needs Python 3.11 or newer"'
@@ -31,9 +32,22 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+# Models, sampling and training on the newest Python that is here, if it is newer than the one that `make test` takes.
+# PyTorch need not have a build for it: the parity tests are left out.
+test-newest: $(BIN)/python
+	@version=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	newest=$$(.ci/newest-python $$version); \
+	if [ -z "$$newest" ]; then echo "test-newest: skipped, no supported Python newer than $$version is here"; exit 0; fi; \
+	set -ex; \
+	test -x $(NEWEST)/bin/python || $$newest -m venv $(NEWEST); \
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip; \
+	$(NEWEST)/bin/python -m pip install --quiet --editable '.[test-without-torch,tokamax]'; \
+	MI_JAX_TESTS_WITHOUT_TORCH=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile \
+		tests/models tests/sample tests/train
+
 lint: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
 clean:
-	rm -rf $(VENV) out build *.egg-info
+	rm -rf $(VENV) $(NEWEST) out build *.egg-info

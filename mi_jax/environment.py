@@ -20,6 +20,7 @@ EXTRAS = {
     "cuda12": ("runs on NVIDIA GPUs", ("jax-cuda12-plugin",)),
     "tpu": ("runs on TPUs", ("libtpu",)),
     "plan": ("plans for GPUs and TPUs that are not here", ("jax-cuda12-plugin", "libtpu")),
+    "tokamax": ("attention by Tokamax's kernels (Python 3.12 and newer)", ("tokamax",)),
     "prepare": ("finds faces when clips are prepared", ("mediapipe",)),
 }
 """What each extra of the package is for, and the libraries by which it is known to be there."""

@@ -2,8 +2,10 @@
 
 import atexit
 import gc
+import importlib.util
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 
@@ -30,6 +32,22 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 if jax.__version_info__[:2] == (0, 10):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
+
+
+# Parity tests need PyTorch. Where it has no build (`make test-newest`) one must say that they are to be left out.
+collect_ignore: list[str] = []
+if importlib.util.find_spec("torch") is None:
+    if not os.environ.get("MI_JAX_TESTS_WITHOUT_TORCH"):
+        raise pytest.UsageError("torch is not installed: pip install '.[test]', or set MI_JAX_TESTS_WITHOUT_TORCH=1")
+    here = pathlib.Path(__file__).parent
+    needs_torch = re.compile(r"^(import|from) (torch|diffusers|tiny_hub)\b", re.MULTILINE)
+    collect_ignore += [str(f.relative_to(here)) for f in here.rglob("*.py") if needs_torch.search(f.read_text())]
+
+
+def pytest_terminal_summary(terminalreporter):
+    left_out = [name for name in collect_ignore if pathlib.Path(name).name.startswith("test_")]
+    if left_out:
+        terminalreporter.write_line(f"left out for want of torch: {', '.join(sorted(left_out))}")
 
 
 @pytest.fixture(autouse=True, scope="module")

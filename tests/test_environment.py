@@ -70,9 +70,9 @@ def test_without_a_device_it_says_why(monkeypatch):
 def test_extras_are_those_of_the_package():
     """The libraries that an extra brings are named; the CUDA plug-in and libtpu come by way of JAX's own extras."""
     project = tomllib.loads((pathlib.Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
-    extras = {name: told for name, told in project["optional-dependencies"].items() if name != "test"}
+    extras = {name: told for name, told in project["optional-dependencies"].items() if not name.startswith("test")}
     assert set(environment.EXTRAS) == set(extras)
-    for name in ("puppets", "prepare"):
+    for name in ("puppets", "tokamax", "prepare"):
         assert environment.EXTRAS[name][1] == tuple(line.split(">=")[0] for line in extras[name])
     default = {line.split(">=")[0] for line in project["dependencies"]}
     assert {*environment.LIBRARIES} - {"jaxlib"} <= default

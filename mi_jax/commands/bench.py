@@ -16,7 +16,7 @@ def bench(
     latent_frames: int | None = None,
     batch: int = 1,
     dtype: Literal["float32", "bfloat16"] | None = None,
-    attention: Literal["auto", "xla", "cudnn"] = "auto",
+    attention: Literal["auto", "xla", "cudnn", "tokamax"] = "auto",
     repeats: int = 5,
     against: Literal["diffusers"] | None = None,
     compile: bool = False,

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from mi_jax.errors import InputError
 from mi_jax.mesh import platform
 
-Implementation = Literal["auto", "xla", "cudnn", "splash"]
+Implementation = Literal["auto", "xla", "cudnn", "splash", "tokamax"]
 
 QUERY_CHUNK = 192
 """Most queries per step of the chunked form on a CPU: their logits stay in cache, and memory is constant in their
@@ -33,7 +34,9 @@ def attention(
     """Softmax attention of all queries to the first `length` keys of their example (all keys if None).
 
     `auto` is cuDNN's flash attention for 16-bit inputs of a head dim that 8 divides on NVIDIA, splash attention on
-    TPUs, else the query-chunked XLA form. An example whose length is 0 gets finite, meaningless output. Softmax
+    TPUs, else the query-chunked XLA form. `tokamax` is whichever of Tokamax's kernels serves the device
+    (github.com/openxla/tokamax, the extra `tokamax`); it gives no denominators, so that where those are asked for (a
+    ring over devices) the XLA form stands in. An example whose length is 0 gets finite, meaningless output. Softmax
     statistics are f32.
     """
     chosen = _chosen(implementation, q)
@@ -41,6 +44,8 @@ def attention(
         return _splash().splash_attention(q, k, v, _length(length, k))
     if chosen == "cudnn":
         return _cudnn(q, k, v, length)
+    if chosen == "tokamax":
+        return _tokamax(q, k, v, length)
     return _chunked(q, k, v, length)
 
 
@@ -142,6 +147,14 @@ def _cudnn(q: Array, k: Array, v: Array, length: Array | None, with_lse: bool = 
     out, lse = result
     lse = jnp.moveaxis(lse[:, :n].astype(jnp.float32), 1, 2)
     return out[:, :n], jnp.where((length == 0)[:, None, None], jnp.finfo(jnp.float32).min, lse)
+
+
+def _tokamax(q: Array, k: Array, v: Array, length: Array | None) -> Array:
+    try:
+        import tokamax
+    except ModuleNotFoundError as missing:
+        raise InputError("attention tokamax: pip install 'mi-jax[tokamax]', on Python 3.12 or newer") from missing
+    return tokamax.dot_product_attention(q, k, v, key_value_seq_lengths=length)
 
 
 def _even(x: Array) -> Array:

@@ -1,11 +1,15 @@
 """The chunked form of attention against the plain formula."""
 
+import importlib.util
+import sys
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mi_jax.errors import InputError
 from mi_jax.models.attention import QUERY_CHUNK, attention, attention_gradients, attention_with_lse
 
 
@@ -108,3 +112,29 @@ def test_cudnn_is_given_what_it_takes(monkeypatch, n, m, length):
         )
         np.testing.assert_allclose(np.asarray(out)[some], np.asarray(wanted)[some], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(lse, wanted_lse, rtol=1e-5)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tokamax") is None, reason="tokamax is not installed")
+@pytest.mark.parametrize("length", [None, (20, 13), (20, 0)])
+def test_tokamax_equals_the_formula_with_its_gradients(length):
+    """Denominators, which Tokamax does not give, come from the XLA form."""
+    q, k, v = qkv(37, m=20)
+    some = slice(None) if length is None else np.asarray(length) > 0
+    length = None if length is None else jnp.asarray(length, jnp.int32)
+
+    def of(kind):
+        out, pull = jax.vjp(lambda *x: attention(*x, length=length, implementation=kind)[some], q, k, v)
+        return out, pull(jnp.cos(out))
+
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as Tokamax takes for granted
+        found = of("tokamax")
+    chex.assert_trees_all_close(found, of("xla"), rtol=1e-4, atol=1e-5)
+    if length is not None:
+        _, lse = attention_with_lse(q, k, v, length=length, implementation="tokamax")
+        np.testing.assert_array_equal(lse, attention_with_lse(q, k, v, length=length, implementation="xla")[1])
+
+
+def test_without_tokamax_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokamax", None)
+    with pytest.raises(InputError, match=r"pip install 'mi-jax\[tokamax\]', on Python 3.12 or newer"):
+        attention(*qkv(3), implementation="tokamax")
