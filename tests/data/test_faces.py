@@ -107,6 +107,14 @@ def test_without_mediapipe_it_says_so(monkeypatch):
     assert "mediapipe is not installed" in how
 
 
+def test_where_mediapipe_lacks_a_library_of_the_system_it_says_so(monkeypatch, tmp_path):
+    (tmp_path / "model.tflite").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "mediapipe.tasks.python", None)  # importing it fails
+    masks, how = faces.face_masks(PORTRAIT, 1, model_path=tmp_path / "model.tflite")
+    assert masks.all()
+    assert "mediapipe cannot be loaded (import of mediapipe.tasks.python halted" in how
+
+
 class Response:
     def __init__(self, data: bytes):
         self.data = data
