@@ -100,7 +100,8 @@ def test_references_and_taps_on_a_mesh(spread):
 
 def test_the_backward_pass_gathers_parameters_again():
     """With all activations kept, gathered parameters are not: the whole model would be."""
-    config = dataclasses.replace(SMALL, double_depth=8, single_depth=16, remat="none", width=96, rope_axes=(8, 20, 20))
+    sizes = {"width": 384, "heads": 4, "rope_axes": (32, 32, 32), "double_depth": 8, "single_depth": 16}
+    config = dataclasses.replace(SMALL, remat="none", **sizes)
     graph, params = nnx.split(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))))
     mesh = make_mesh(data=8)
     place = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, spec))  # noqa: E731
@@ -109,4 +110,4 @@ def test_the_backward_pass_gathers_parameters_again():
         given = jax.tree.map(lambda leaf: place(leaf, P("data")), example(config, BATCH))
         compiled = jax.jit(lambda *a: loss_and_gradients(graph, *a)[1]).lower(spread, *given).compile()
     whole = sum(4 * leaf.size for leaf in jax.tree.leaves((params["double"], params["single"])))
-    assert compiled.memory_analysis().temp_size_in_bytes < 0.6 * whole
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.5 * whole
