@@ -87,7 +87,7 @@ class TokenRefiner(nnx.Module):
         def body(x, block):
             return per_device(RefinerBlock.__call__, rows)(gather_parameters(block), x, vec, length), None
 
-        return jax.lax.scan(body, x, self.blocks)[0]
+        return jax.lax.scan(_rematerialised(body, "none"), x, self.blocks)[0]
 
 
 class FinalLayer(nnx.Module):
