@@ -90,7 +90,7 @@ def test_references_and_taps_on_a_mesh():
             assert np.linalg.norm(np.asarray(got_u) - u) < 1e-5 * np.linalg.norm(u)
             for tap in taps:
                 assert got_hidden[tap].sharding.spec[1] == "seq"
-                np.testing.assert_allclose(got_hidden[tap][:, :18], hidden[tap], rtol=1e-4, atol=1e-4)
+                np.testing.assert_allclose(np.asarray(got_hidden[tap])[:, :18], hidden[tap], rtol=1e-4, atol=1e-4)
 
 
 def test_the_backward_pass_gathers_parameters_again():
