@@ -109,32 +109,6 @@ def gather_parameters(tree):
     return jax.tree.map(lambda leaf: jax.reshard(leaf, P()), tree)
 
 
-def layer_gatherer(stack, axes: int = 1) -> Callable:
-    """`gather(layer, like)` for code inside `per_device`: the whole parameters of one layer of `stack`.
-
-    `stack` has its layers along its first `axes` axes, and is given to `per_device` as it lies; `layer` is a device's
-    own part of one of them. `like` are the tokens that the layer is applied to: on devices whose tokens differ,
-    gradients are summed by scattering the sum to where the parameters lie.
-    """
-    if jax.sharding.get_abstract_mesh().size <= 1:
-        return lambda layer, like: layer
-    specs = [tuple(spec_of(leaf))[axes:] for leaf in jax.tree.leaves(stack)]
-
-    def whole(leaf, spec, like):
-        leaf, differ = vary_like(leaf, like), jax.typeof(like).manual_axis_type.varying
-        for axis, names in enumerate(spec):
-            if names is not None:
-                to = "varying" if differ.issuperset((names,) if isinstance(names, str) else names) else "invarying"
-                leaf = jax.lax.all_gather(leaf, names, axis=axis, tiled=True, to=to)
-        return leaf
-
-    def gather(layer, like):
-        leaves, tree = jax.tree.flatten(layer)
-        return tree.unflatten([whole(leaf, spec, like) for leaf, spec in zip(leaves, specs, strict=True)])
-
-    return gather
-
-
 def per_device(f: Callable, out_specs) -> Callable:
     """`f` of each device's own share of its arguments, which are spread as their types say (`jax.shard_map`).
 
@@ -174,16 +148,6 @@ def platform() -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device
     name = jax.default_backend() if device is None else device.platform
     return "gpu" if name in ("cuda", "rocm") else name
-
-
-def apart(x: jax.Array, axis: str) -> jax.Array:
-    """`x`, which the devices along `axis` have alike, as one that they could have each for itself.
-
-    For what multiplies parameters inside `per_device`: their gradients are then summed over all axes in one go, by
-    scattering the sum to where the parameters lie, instead of whole over the other axes first. Does nothing without
-    devices along `axis`.
-    """
-    return x if axis_size(axis) == 1 else jax.lax.pcast(x, axis, to="varying")
 
 
 def vary_like(x: jax.Array, other: jax.Array) -> jax.Array:

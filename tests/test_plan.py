@@ -271,17 +271,17 @@ def test_a_training_step_takes_what_its_shards_are():
     assert made.as_json()["mfu_ceiling"] <= 1
 
 
-@pytest.mark.parametrize(("data", "seq", "told"), [(1, 1, True), (2, 2, True), (4, 1, False)])
-def test_a_sampler_s_level(data, seq, told):
-    """Six windows of a long video, two branches each; one device needs no mesh, and four make one for themselves."""
+@pytest.mark.parametrize(("windows", "data", "seq", "told"), [(6, 1, 1, True), (6, 2, 2, True), (1, 2, 2, False)])
+def test_a_sampler_s_level(windows, data, seq, told):
+    """Two branches of guidance each; one device needs no mesh, and four find the one for a single window."""
     model = dataclasses.replace(sampled_model(STAGE2.objective), height=32, width=48, guidance_text=0.0)
-    lengths = {"latent_frames": 15, "window": 5, "overlap": 3}
+    lengths = {"latent_frames": 3 + 2 * windows, "window": 5, "overlap": 3}
     mesh = {"data": data, "seq": seq} if told else {}
     made = plan_sampling(model, f"cpu:{data * seq}", **mesh, **lengths)
     assert (made.data, made.seq) == (data, seq)
     flops = dit_flops(SHALLOW, 5, 4, 6, 32 + 9)
-    assert made.model_flops == 2 * 6 * flops.forward
-    assert made.executed_flops == 2 * 6 * flops.forward / (data * seq)
+    assert made.model_flops == 2 * windows * flops.forward
+    assert made.executed_flops == 2 * windows * flops.forward / (data * seq)
     assert ("all-to-all" in {m.kind for m in made.moved}) == (seq > 1)
 
 

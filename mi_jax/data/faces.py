@@ -12,7 +12,7 @@ from PIL import Image
 from mi_jax.data import media
 from mi_jax.data.detector import DetectorUnavailable, find_detector
 from mi_jax.errors import InputError
-from mi_jax.files import PathLike
+from mi_jax.files import PathLike, reason
 
 FACE_GROWTH = 1.7
 """A detected box spans brows to chin; the region that talks and turns is about three times that area, as in
@@ -107,13 +107,17 @@ def detect_faces(portrait: UInt8[np.ndarray, "H W 3"], model_path: PathLike | No
     The network sees 128 x 128 pixels, where a face in a wide or a large picture is too small to be found: it is run on
     the whole picture and on overlapping squares of it, and of boxes that cover each other the surest is kept.
 
-    Raises: DetectorUnavailable without mediapipe or its model file; InputError for a `model_path` that cannot be used.
+    Raises: DetectorUnavailable without mediapipe, the system's libraries that it needs, or its model file; InputError
+    for a `model_path` that cannot be used.
     """
     if importlib.util.find_spec("mediapipe") is None:
         raise DetectorUnavailable("mediapipe is not installed (pip install mediapipe)")
     model = find_detector(model_path)
-    import mediapipe
-    from mediapipe.tasks.python import BaseOptions, vision
+    try:
+        import mediapipe
+        from mediapipe.tasks.python import BaseOptions, vision
+    except (ImportError, OSError) as fault:
+        raise DetectorUnavailable(f"mediapipe cannot be loaded ({reason(fault)})") from fault
 
     scale = min(1.0, DETECTION_SIDE / max(portrait.shape[:2]))
     small = portrait
@@ -133,6 +137,8 @@ def detect_faces(portrait: UInt8[np.ndarray, "H W 3"], model_path: PathLike | No
                     box = face.bounding_box
                     boxes.append([x + box.origin_x, y + box.origin_y, box.width, box.height])
                     scores.append(face.categories[0].score)
+    except OSError as fault:  # its native part is loaded late
+        raise DetectorUnavailable(f"mediapipe cannot be loaded ({reason(fault)})") from fault
     except (RuntimeError, ValueError) as fault:
         raise InputError(f"{model}: not a face detector model that MediaPipe can run") from fault
     kept = surest_boxes(np.array(boxes, np.float64).reshape(-1, 4), np.array(scores)) / scale

@@ -46,10 +46,7 @@ def trim_silence(audio: Float32[np.ndarray, " n"]) -> tuple[int, int]:
 
     frame = {"frame_length": 1024, "hop_length": 256}
     loudest = librosa.feature.rms(y=audio, **frame).max()
-    floor = 10 ** (SILENT_DB / 20)
-    if loudest <= floor:
-        return 0, 0
-    reference = max(loudest, floor * 10 ** (TRIM_DB / 20))
+    reference = max(loudest, 10 ** ((SILENT_DB + TRIM_DB) / 20))
     _, (start, stop) = librosa.effects.trim(audio, top_db=TRIM_DB, ref=reference, **frame)
     return int(start), int(stop)
 

@@ -20,10 +20,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mi_jax.conditions import Conditions
 from mi_jax.diffusion import TIMESTEPS
-from mi_jax.mesh import axis_size, batch_axis, gather_parameters, layer_gatherer, per_device, vary_like
+from mi_jax.mesh import axis_size, batch_axis, gather_parameters, per_device, vary_like
 from mi_jax.models.attention import attention
 from mi_jax.models.audio_encoder import AudioEncoder, audio_windows
-from mi_jax.models.dit_blocks import AudioAttention, Body, Context, merge_heads, split_heads
+from mi_jax.models.dit_blocks import AudioAttention, Body, Context, DoubleBlock, SingleBlock, merge_heads, split_heads
 from mi_jax.models.dit_config import DiTConfig, Kind, Remat
 from mi_jax.models.layers import (
     MLP,
@@ -87,7 +87,7 @@ class TokenRefiner(nnx.Module):
         def body(x, block):
             return per_device(RefinerBlock.__call__, rows)(gather_parameters(block), x, vec, length), None
 
-        return jax.lax.scan(body, x, self.blocks)[0]
+        return jax.lax.scan(_rematerialised(body, "none"), x, self.blocks)[0]
 
 
 class FinalLayer(nnx.Module):
@@ -265,21 +265,16 @@ class DiT(nnx.Module):
         Raises:
           ValueError: there is no block of such a name.
         """
-        config, tokens = self.config, P(batch_axis(video), AXIS)
+        config = self.config
         for kind, number in taps:
             if not 0 <= number < getattr(config, f"{kind}_depth"):
                 raise ValueError(f"no {kind} block {number} to tap: there are {getattr(config, f'{kind}_depth')}")
-        run_double = _depth_scan(config, "double", self.double, taps)
-        run_single = _depth_scan(config, "single", self.single, taps)
-
-        def run(double, single, video, text, context):
-            context = jax.tree.map(lambda x: vary_like(x, video), context)
-            streams, tapped_double = run_double(double, (video, text), context)
-            (video, _), tapped_single = run_single(single, streams, context)
-            return video, tapped_double | tapped_single
-
-        out = tokens, dict.fromkeys(taps, tokens)
-        return per_device(run, out)(self.double, self.single, video, text, context)
+        tapped = {}
+        for kind, bodies in (("double", self.double), ("single", self.single)):
+            numbers = tuple(number for tapped_kind, number in taps if tapped_kind == kind)
+            (video, text), hidden = _scan_bodies(config, kind, bodies, (video, text), context, numbers)
+            tapped |= {(kind, number): hidden[slot] for slot, number in enumerate(numbers)}
+        return video, tapped
 
     def unembed(
         self,
@@ -315,54 +310,62 @@ class DiT(nnx.Module):
         return per_device(unpatch, rows)(patches, latents, sigma, conditions)
 
 
-def _depth_scan(config: DiTConfig, kind: Kind, bodies: Body, taps: tuple[tuple[Kind, int], ...]) -> Callable:
-    """The scan over the bodies of one kind, for use inside `per_device`, with the parameters given to it there.
+def _scan_bodies(
+    config: DiTConfig,
+    kind: Kind,
+    bodies: Body,
+    streams: tuple[Array, Array],
+    context: Context,
+    taps: tuple[int, ...],
+) -> tuple[tuple[Array, Array], Array | None]:
+    """All bodies of one kind: both streams, and the video's after each block in `taps` [taps b n d]."""
+    tokens, count = P(batch_axis(streams[0]), AXIS), getattr(config, f"{kind}_per_body")
+    listen = context.audio is not None and config.hears(kind)
 
-    `run(bodies, (video, text), context)` returns both streams, and the video's after each block of this kind in `taps`.
-    """
-    gather_block, gather_audio = layer_gatherer(bodies.blocks, 2), layer_gatherer(bodies.audio)
-    numbers = [number for tapped_kind, number in taps if tapped_kind == kind]
-    depth, count = config.bodies(kind), getattr(config, f"{kind}_per_body")
+    def run_body(streams: tuple[Array, Array], body: Body):
+        hidden = []
+        for i in range(count):
+            # Taken out before it is gathered: one block's whole parameters at a time, and no copy of them.
+            block = gather_parameters(jax.tree.map(lambda leaf, i=i: leaf[i], body.blocks))
+            streams = per_device(_run_block, (tokens, tokens))(block, *streams, context)
+            hidden.append(streams[0])
+        if listen:
+            audio = gather_parameters(body.audio)
+            streams = per_device(_run_audio, tokens)(audio, streams[0], context), streams[1]
+        return streams, hidden if taps else None
+
     # Where a block's hidden states are kept among those of the taps; past their end: nowhere.
-    slots = len(numbers) + np.tile(np.arange(count), (depth, 1))
-    for slot, number in enumerate(numbers):
+    slots = len(taps) + np.tile(np.arange(count), (config.bodies(kind), 1))
+    for slot, number in enumerate(taps):
         slots[divmod(number, count)] = slot
+    run_body = _rematerialised(run_body, config.remat)
 
-    def run(bodies: Body, streams: tuple[Array, Array], context: Context):
-        def run_body(streams, body):
-            (video, text), hidden = streams, []
-            # By static index: a scan over so few would copy what the backward pass needs of each.
-            for i in range(count):
-                block = gather_block(jax.tree.map(lambda leaf, i=i: leaf[i], body.blocks), video)
-                video, text = block(video, text, context)
-                hidden.append(video)
-            if body.audio is not None and context.audio is not None:
-                video = _listen(gather_audio(body.audio, video), video, context)
-            return (video, text), jnp.stack(hidden) if numbers else None
+    def step(carry, body_and_slots):
+        (streams, kept), (body, slots) = carry, body_and_slots
+        streams, hidden = run_body(streams, body)
+        if taps:  # outside what is rematerialised, which would save `kept` for every body
+            keep = lambda kept, hidden, slots: kept.at[slots].set(jnp.stack(hidden), mode="drop", unique_indices=True)  # noqa: E731
+            kept = per_device(keep, P(None, *tokens))(kept, hidden, slots)
+        return (streams, kept), None
 
-        rematerialised = _rematerialised(run_body, config.remat)
-
-        def step(carry, body_and_slots):
-            streams, tapped = carry
-            body, slots = body_and_slots
-            streams, hidden = rematerialised(streams, body)
-            # Outside what is rematerialised: the backward pass needs none of it.
-            if numbers:
-                tapped = tapped.at[slots].set(hidden, mode="drop", unique_indices=True)
-            return (streams, tapped), None
-
-        tapped = jnp.zeros((len(numbers), *streams[0].shape), streams[0].dtype) if numbers else None
-        carry = (streams, jax.tree.map(lambda x: vary_like(x, streams[0]), tapped))
-        streams, tapped = jax.lax.scan(step, carry, (bodies, slots if numbers else None), unroll=config.unroll)[0]
-        return streams, {(kind, number): tapped[slot] for slot, number in enumerate(numbers)}
-
-    return run
+    kept = jnp.stack([jnp.zeros_like(streams[0])] * len(taps)) if taps else None
+    return jax.lax.scan(step, (streams, kept), (bodies, slots if taps else None), unroll=config.unroll)[0]
 
 
-def _listen(audio: AudioAttention, video: Array, context: Context) -> Array:
-    n = context.audio_mask.shape[-1]
+def _run_block(block: DoubleBlock | SingleBlock, video: Array, text: Array, context: Context) -> tuple[Array, Array]:
+    return block(video, text, _as_tokens_vary(context, video))
+
+
+def _run_audio(audio: AudioAttention, video: Array, context: Context) -> Array:
+    context, n = _as_tokens_vary(context, video), context.audio_mask.shape[-1]
     heard = audio(video[:, :n], context.audio, context.audio_mask, context.frames)
     return jnp.concatenate([heard, video[:, n:]], axis=1)
+
+
+def _as_tokens_vary(context: Context, tokens: Array) -> Context:
+    """A device's context as one that it could have for itself, as it has its tokens: the gradients of the parameters
+    that it meets are then summed over all devices in one go, by scattering the sum to where the parameters lie."""
+    return jax.tree.map(lambda x: vary_like(x, tokens), context)
 
 
 def _rematerialised(body: Callable, remat: Remat) -> Callable:
@@ -389,7 +392,7 @@ def _rematerialised(body: Callable, remat: Remat) -> Callable:
 
 
 def _all_but_gathered(primitive, *_, **__) -> bool:
-    return primitive.name not in ("all_gather", "all_gather_invariant", "reshard")
+    return primitive.name not in ("reshard", "pcast", "pvary")
 
 
 def _token_grid(config: DiTConfig, latents: Array) -> tuple[int, int, int]:

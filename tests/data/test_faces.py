@@ -107,6 +107,14 @@ def test_without_mediapipe_it_says_so(monkeypatch):
     assert "mediapipe is not installed" in how
 
 
+def test_where_mediapipe_lacks_a_library_of_the_system_it_says_so(monkeypatch, tmp_path):
+    (tmp_path / "model.tflite").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "mediapipe.tasks.python", None)  # importing it fails
+    masks, how = faces.face_masks(PORTRAIT, 1, model_path=tmp_path / "model.tflite")
+    assert masks.all()
+    assert "mediapipe cannot be loaded (import of mediapipe.tasks.python halted" in how
+
+
 class Response:
     def __init__(self, data: bytes):
         self.data = data
@@ -155,12 +163,13 @@ def test_a_named_model_comes_first_and_must_exist(offline, tmp_path, monkeypatch
         detector.find_detector()
 
 
-def test_a_cache_that_cannot_be_written_is_said(monkeypatch):
-    monkeypatch.setenv("MI_JAX_CACHE", "/proc/cache")
+@pytest.mark.parametrize("folder", ["/proc/cache", "/proc"])  # not to be made, and not to be written to
+def test_a_cache_that_cannot_be_written_is_said(monkeypatch, folder):
+    monkeypatch.setenv("MI_JAX_CACHE", folder)
     monkeypatch.delenv(detector.VARIABLE, raising=False)
     monkeypatch.setattr(detector.urllib.request, "urlopen", lambda url, timeout: Response(b"the model"))
     monkeypatch.setattr(detector, "DETECTOR_SHA256", detector._sha256(b"the model"))
-    with pytest.raises(detector.DetectorUnavailable, match="/proc/cache cannot hold it; set MI_JAX_CACHE"):
+    with pytest.raises(detector.DetectorUnavailable, match=f"{folder} cannot hold it; set MI_JAX_CACHE"):
         detector.find_detector()
 
 

@@ -26,6 +26,12 @@ def test_pauses_do_not_make_a_voice_quieter():
     assert sound.loudness(padded) == pytest.approx(sound.loudness(tone), abs=0.5)
 
 
+def test_what_is_far_below_the_rest_does_not_count():
+    tone = sine(6.0, 0.1)
+    with_noise = np.concatenate([tone, sine(12.0, 0.005), tone])  # noise of a room, 26 dB below
+    assert sound.loudness(with_noise) == pytest.approx(sound.loudness(tone), abs=0.5)
+
+
 def test_digital_silence_has_no_loudness():
     assert sound.loudness(np.zeros(RATE, np.float32)) == -np.inf
 
