@@ -13,6 +13,7 @@ from typing import Any
 from mi_jax.caches import keep_programs
 from mi_jax.commands.animate import animate
 from mi_jax.commands.bench import bench
+from mi_jax.commands.check import check
 from mi_jax.commands.convert import convert
 from mi_jax.commands.env import env
 from mi_jax.commands.export import export
@@ -34,6 +35,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
         (export, parsed(export)),
         (bench, parsed(bench)),
         (train, train),
+        (check, parsed(check)),
         (plan, parsed(plan)),
         (env, parsed(env)),
     )

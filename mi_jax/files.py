@@ -1,6 +1,8 @@
 """Files and folders that are asked for by name, and that appear under their name only when they are whole."""
 
 import contextlib
+import fcntl
+import glob
 import os
 import pathlib
 import shutil
@@ -45,12 +47,43 @@ def written_beside(path: PathLike) -> Iterator[pathlib.Path]:
       InputError: no file can be written there.
     """
     path = check_writable(path)
+    for left in path.parent.glob(f".{glob.escape(path.stem)}.*.partial{glob.escape(path.suffix)}"):
+        if not _alive(left.name.removesuffix(path.suffix).removesuffix(".partial").rpartition(".")[2]):
+            left.unlink(missing_ok=True)  # a killed writer's
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _alive(process: str) -> bool:
+    """Whether a process of this number is running; of what is no number, it is said to."""
+    if not process.isdigit():
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def locked(folder: PathLike, what: str) -> Iterator[None]:
+    """Nobody else has `folder` meanwhile; a process that dies gives it back.
+
+    Raises:
+      InputError: another process has it.
+    """
+    with open(pathlib.Path(folder) / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: {what} is under way there, in another process") from None
+        yield
 
 
 @contextlib.contextmanager

@@ -246,7 +246,9 @@ def test_help_unknown_commands_and_no_command(capsys):
     assert all(name in shown for name in cli.COMMANDS)
     assert cli.main([]) == 2
     capsys.readouterr()
-    assert "there are animate, puppets, prepare, convert, export, bench, train, plan, env" in refused(capsys, "fly")
+    assert "there are animate, puppets, prepare, convert, export, bench, train, check, plan, env" in refused(
+        capsys, "fly"
+    )
     assert "no config" in refused(capsys, "train")
     for name in cli.COMMANDS:
         assert cli.main([name, "--help"]) == 0

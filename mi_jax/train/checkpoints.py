@@ -1,24 +1,31 @@
 """Orbax checkpoints of a run: its state and its place in the data, written in the background, found after a kill."""
 
+import contextlib
 import json
+import logging
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from mi_jax.errors import InputError
 from mi_jax.mesh import parameter_spec
+from mi_jax.train.fingerprints import as_json, fingerprints
 from mi_jax.train.objective import Objective
 from mi_jax.train.state import TrainState, merge_model, split_model
 from mi_jax.weights.configs import read_json
 from mi_jax.weights.native import is_model, load_state
 
 FOLDER = "checkpoints"
+PRINTS = "fingerprints"
+
+log = logging.getLogger("mi_jax")
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -39,33 +46,161 @@ def open_checkpoints(out_dir: pathlib.Path, keep: int) -> ocp.training.Checkpoin
 def save(checkpoints: ocp.training.Checkpointer, step: int, state: TrainState, notes: dict[str, Any]) -> None:
     """Starts the write of a checkpoint; returns once the state may be donated. Waits for the one before, if need be.
 
+    A fingerprint of every leaf is saved beside them: what is read later is held against it.
+
     notes: JSON to be found again by `restore`, the same for every process: one may be saved for any number of them.
+
+    Raises:
+      InputError: the disk is full, or cannot be written any more.
     """
-    checkpoints.save_checkpointables_async(
-        step,
-        {"state": named_leaves(state)},
-        force=True,
-        custom_metadata={name: json.dumps(note) for name, note in notes.items()},
-    )
+    leaves = named_leaves(state)
+    notes = notes | {PRINTS: dict(zip(leaves, as_json(fingerprints(state)), strict=True))}
+    with _writing(checkpoints):
+        checkpoints.save_checkpointables_async(
+            step, {"state": leaves}, force=True, custom_metadata={name: json.dumps(x) for name, x in notes.items()}
+        )
+
+
+@contextlib.contextmanager
+def _writing(checkpoints: ocp.training.Checkpointer) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as fault:  # a full disk is an OSError of Python's or a ValueError of TensorStore's
+        if not re.search(r"[Nn]o space|ENOSPC|quota|RESOURCE_EXHAUSTED|[Rr]ead-only|[Pp]ermission", str(fault)):
+            raise
+        raise InputError(f"{checkpoints.directory}: a checkpoint cannot be written ({_one_line(fault)})") from fault
+
+
+def close(checkpoints: ocp.training.Checkpointer) -> None:
+    """Finishes the checkpoint under way. Raises as `save` does."""
+    with _writing(checkpoints):
+        checkpoints.close()
 
 
 def restore(checkpoints: ocp.training.Checkpointer, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """The latest checkpoint, laid out like `target` (shapes, dtypes and shardings: no second state is in memory), and
-    the notes that were saved with it.
+    """The newest whole checkpoint, laid out like `target` (shapes, dtypes and shardings: no second state is in memory),
+    and the notes that were saved with it.
+
+    One is whole if all of it can be read and every leaf has the fingerprint that it was saved with. Newer ones that are
+    not are said, and moved to the folder `damaged` beside `checkpoints`.
 
     Raises:
-      InputError: the checkpoint holds other parameters than `target`: another config wrote it.
+      InputError: none is whole; or the newest whole one holds other parameters than `target`: another config wrote it.
     """
-    latest = checkpoints.latest
-    saved = ocp.metadata(latest.path)
-    names = {_before_turns(name) if _has_no_turns(saved.metadata) else name: name for name in named_leaves(target)}
-    wanted = dict(zip(names, named_leaves(target).values(), strict=True))
-    check_leaves(saved.metadata, wanted, str(latest.path))
+    damaged = []
+    for checkpoint in reversed(checkpoints.checkpoints):
+        fault, found = None, None
+        try:
+            found = _read(checkpoints, checkpoint, target)
+        except InputError:
+            raise
+        except Exception as error:  # whatever Orbax and TensorStore raise on damaged files
+            if isinstance(error, jax.errors.JaxRuntimeError):  # a device's memory, not the file's fault
+                raise
+            fault = _one_line(error)
+        faults = _everywhere(fault)
+        if not faults:
+            for number, other in enumerate(damaged):
+                _set_aside(checkpoints, other, number)
+            return found
+        damaged.append(checkpoint)
+        log.warning("%s: damaged, an older checkpoint is looked for (%s)", checkpoint.path, faults)
+    raise InputError(f"{checkpoints.directory}: none of its {len(damaged)} checkpoints is whole")
+
+
+def _read(checkpoints: ocp.training.Checkpointer, checkpoint: Any, target: TrainState) -> tuple[TrainState, dict]:
+    saved = ocp.metadata(checkpoint.path)
+    leaves = named_leaves(target)
+    names = [_before_turns(name) if _has_no_turns(saved.metadata) else name for name in leaves]
+    wanted = dict(zip(names, leaves.values(), strict=True))
+    check_leaves(saved.metadata, wanted, str(checkpoint.path))
     notes = {name: json.loads(note) for name, note in (saved.custom_metadata or {}).items()}
     if "data" not in notes:
-        raise InputError(f"{latest.path}: does not say how far the data was read; it was written by an older version")
-    loaded = checkpoints.load_checkpointables(latest, {"state": wanted})["state"]
-    return jax.tree.unflatten(jax.tree.structure(target), [loaded[name] for name in wanted]), notes
+        raise InputError(f"{checkpoint.path}: does not say how far the data was read; an older version wrote it")
+    loaded = checkpoints.load_checkpointables(checkpoint, {"state": wanted})["state"]
+    state = jax.tree.unflatten(jax.tree.structure(target), [loaded[name] for name in names])
+    _hold_against(notes.get(PRINTS), dict(zip(leaves, as_json(fingerprints(state)), strict=True)))
+    return state, notes
+
+
+def _hold_against(saved: dict[str, str] | None, read: dict[str, str]) -> None:
+    """Raises ValueError where what was read is not what was saved. Checkpoints of before say nothing of it."""
+    if saved is not None:
+        other = [name for name, print_ in read.items() if saved.get(name) != print_]
+        if other:
+            raise ValueError(f"{len(other)} leaves are not as they were saved, the first is {other[0]}")
+
+
+def _everywhere(fault: str | None) -> str | None:
+    """A fault that any process met: all take the same checkpoint."""
+    if jax.process_count() == 1:
+        return fault
+    met = multihost_utils.process_allgather(np.array(fault is not None))
+    return (fault or "another process could not read it") if met.any() else None
+
+
+def _set_aside(checkpoints: ocp.training.Checkpointer, checkpoint: Any, number: int) -> None:
+    place = pathlib.Path(checkpoints.directory).parent / "damaged"
+    if jax.process_index() == 0:
+        place.mkdir(exist_ok=True)
+        target = place / f"{checkpoint.step}"
+        while target.exists():
+            number += 1
+            target = place / f"{checkpoint.step}-{number}"
+        pathlib.Path(checkpoint.path).rename(target)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"{checkpoint.path} is moved")
+    checkpoints.reload()
+
+
+def check(run: str | pathlib.Path) -> Iterator[tuple[str, int, str | None]]:
+    """(path, leaves, what is damaged or None) of every checkpoint of a run, read on the host one leaf at a time.
+
+    Raises:
+      InputError: `run` holds no checkpoint.
+    """
+    folder = pathlib.Path(run).absolute() / FOLDER
+    found = ocp.training.Checkpointer(folder).checkpoints if folder.is_dir() else []
+    if not found:
+        raise InputError(f"{run}: holds no finished checkpoint")
+    for checkpoint in found:
+        count, fault = 0, None
+        try:
+            saved = ocp.metadata(checkpoint.path)
+            prints, count = _prints_of(saved), len(saved.metadata)
+            if prints and prints.keys() != saved.metadata.keys():
+                raise ValueError("holds other leaves than were saved")
+            for name, leaf in saved.metadata.items():
+                read_leaf(checkpoint.path, name, tuple(leaf.shape), leaf.dtype)
+        except Exception as error:
+            fault = _one_line(error)
+        yield str(checkpoint.path), count, fault
+
+
+def read_leaf(path: Any, name: str, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """One leaf of a checkpoint, in the host's memory.
+
+    Raises:
+      InputError: it is not as it was saved.
+    """
+    on_host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    saved = ocp.metadata(path)
+    wanted = dict.fromkeys(saved.metadata, ocp.PLACEHOLDER)
+    leaf = ocp.load(path, wanted | {name: jax.ShapeDtypeStruct(shape, dtype, sharding=on_host)})[name]
+    try:
+        _hold_against(_prints_of(saved), {name: as_json(fingerprints([leaf]))[0]})
+    except ValueError as fault:
+        raise InputError(f"{path}: damaged ({fault})") from None
+    return leaf
+
+
+def _prints_of(saved: Any) -> dict[str, str] | None:
+    """The fingerprints in a checkpoint's metadata; None in one of before."""
+    return json.loads((saved.custom_metadata or {}).get(PRINTS, "null"))
+
+
+def _one_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def _has_no_turns(names: Iterable[str]) -> bool:
@@ -120,7 +255,7 @@ def load_ema_state(run: str | pathlib.Path, turn: str | None = None) -> Any:
     Arrays lie on the mesh in force, spread as the trainer spreads them; without a mesh, on the first device.
 
     Raises:
-      InputError: `run` holds no finished checkpoint, or no such turn.
+      InputError: `run` holds no finished checkpoint, no such turn, or a damaged one.
     """
     path = latest_of(run)
     mesh = jax.sharding.get_mesh()
@@ -136,6 +271,14 @@ def load_ema_state(run: str | pathlib.Path, turn: str | None = None) -> Any:
     wanted = dict.fromkeys(ocp.metadata(path).metadata, ocp.PLACEHOLDER)
     wanted |= {name: target(shape, dtype) for name, shape, dtype in leaves.values()}
     loaded = ocp.load(path, wanted)
+    names = [name for name, _, _ in leaves.values()]
+    try:
+        _hold_against(
+            _prints_of(ocp.metadata(path)),
+            dict(zip(names, as_json(fingerprints([loaded[name] for name in names])), strict=True)),
+        )
+    except ValueError as fault:
+        raise InputError(f"{path}: damaged ({fault})") from None
     paths = {
         tuple(int(part) if part.isdigit() else part for part in rest.split(".")): leaves[rest][0] for rest in leaves
     }

@@ -3,13 +3,11 @@
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from mi_jax.errors import InputError
 from mi_jax.models.dit import DiTConfig
-from mi_jax.train.checkpoints import averaged_names, latest_of
+from mi_jax.train.checkpoints import averaged_names, latest_of, read_leaf
 from mi_jax.weights.configs import config_from_json, read_json
 from mi_jax.weights.sources import Checkpoint, Stored
 
@@ -42,14 +40,10 @@ def averaged_checkpoint(run: str | pathlib.Path, turn: str | None = None) -> Che
       InputError: `run` holds no finished checkpoint, or no such turn.
     """
     path = latest_of(run)
-    everything = ocp.metadata(path).metadata
-    on_host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
 
     def stored(number: int, name: str, shape: tuple[int, ...], dtype: Any) -> Stored:
         def read() -> np.ndarray:
-            wanted = dict.fromkeys(everything, ocp.PLACEHOLDER)
-            wanted[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=on_host)
-            return np.asarray(ocp.load(path, wanted)[name])
+            return np.asarray(read_leaf(path, name, shape, dtype))
 
         return Stored(shape, np.dtype(dtype), (0, number), read)
 

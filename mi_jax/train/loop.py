@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import pathlib
+import shutil
 import signal
 import threading
 import time
@@ -21,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mi_jax.errors import InputError
+from mi_jax.files import locked
 from mi_jax.mesh import make_mesh, on_mesh
 from mi_jax.train import checkpoints as ckpt
 from mi_jax.train.logging import RunLog
@@ -45,13 +47,38 @@ def train(config: TrainConfig, out_dir: str | pathlib.Path) -> TrainState:
 
     Raises:
       SystemExit: of code 143, after a SIGTERM.
-      InputError: `out_dir` cannot be written or holds checkpoints of another config; the dataset ends, or its batch
+      InputError: `out_dir` cannot be written, another run has it, or it holds checkpoints of another config; the
+        dataset ends, or its batch
         does not divide over the devices; what samples need is not there; there is no pool to train from on the
         device, or it does not fit.
     """
-    mesh = make_mesh(seq=config.seq)
-    with on_mesh(mesh):
-        return _train(config, pathlib.Path(out_dir), mesh)
+    mesh, out_dir = make_mesh(seq=config.seq), pathlib.Path(out_dir)
+    with on_mesh(mesh), _run_folder(out_dir):
+        return _train(config, out_dir, mesh)
+
+
+@contextlib.contextmanager
+def _run_folder(out_dir: pathlib.Path) -> Iterator[None]:
+    """The folder of a run, which no other run writes to meanwhile. One that is new, and in which nothing was trained
+    before the run failed, is not left behind."""
+    if jax.process_index():
+        yield
+        return
+    new = not out_dir.exists()
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        lock = locked(out_dir, "a training")
+        lock.__enter__()
+    except OSError as error:
+        raise InputError(f"{out_dir}: cannot be written ({error.strerror or error})") from None
+    try:
+        yield
+    except InputError:
+        if new and not (out_dir / "metrics.csv").exists():
+            shutil.rmtree(out_dir, ignore_errors=True)
+        raise
+    finally:
+        lock.__exit__(None, None, None)
 
 
 def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState:
@@ -60,12 +87,8 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
     check_pool(config)
     shows = bool(config.sample_every) and hasattr(objective, "shows") and objective.shows()
 
-    # --- Checkpoints: go on where the last one stands
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        checkpoints = ckpt.open_checkpoints(out_dir, config.keep)
-    except OSError as error:
-        raise InputError(f"{out_dir}: cannot be written ({error.strerror or error})") from None
+    # --- Checkpoints: go on where the newest whole one stands
+    checkpoints = ckpt.open_checkpoints(out_dir, config.keep)
     state, (graph, frozen), place = start(config, mesh, checkpoints, out_dir)
     first = int(jax.device_get(state.step))
     programs = {
@@ -148,7 +171,7 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
                 if stop and not last:
                     raise SystemExit(128 + signal.SIGTERM)
     finally:
-        checkpoints.close()  # a checkpoint under way is finished first
+        ckpt.close(checkpoints)  # a checkpoint under way is finished first
         if hasattr(iterator, "close"):
             iterator.close()  # ends Grain's processes
         if log:

@@ -1,13 +1,13 @@
 """Where a run begins: at step 0, or at its latest checkpoint; and the config that it keeps beside it."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from orbax.checkpoint import v1 as ocp
@@ -16,8 +16,10 @@ from mi_jax.errors import InputError
 from mi_jax.files import written_beside
 from mi_jax.mesh import parameter_spec, shard_parameters
 from mi_jax.train.checkpoints import at_start, restore
+from mi_jax.train.fingerprints import as_json as as_words
+from mi_jax.train.fingerprints import fingerprints
 from mi_jax.train.objective import TrainConfig
-from mi_jax.train.state import TrainState, fingerprint, init_state, split_model
+from mi_jax.train.state import TrainState, init_state, split_model
 from mi_jax.weights.configs import read_json
 
 CONFIG = "config.json"
@@ -71,9 +73,9 @@ def start(
     return state, (graph, frozen), notes["data"]
 
 
-def fingerprint_of(frozen: Any) -> list[int]:
-    """What tells frozen parameters from others, as JSON."""
-    return np.asarray(jax.device_get(fingerprint(frozen))).tolist() if jax.tree.leaves(frozen) else []
+def fingerprint_of(frozen: Any) -> str:
+    """What tells frozen parameters from others, in one word."""
+    return hashlib.sha256("".join(as_words(fingerprints(frozen))).encode()).hexdigest()[:16]
 
 
 def _say_what_changed(config: TrainConfig, out_dir: pathlib.Path) -> None:

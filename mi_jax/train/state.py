@@ -106,20 +106,6 @@ def init_state(config: TrainConfig, params: dict[str, Any], key: jax.Array) -> T
     )
 
 
-@jax.jit
-def fingerprint(tree: Any) -> jax.Array:
-    """Two uint32 that tell the bits of one tree of arrays from those of another, on whatever devices they lie."""
-
-    def words(leaf):
-        return jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
-
-    total = jnp.zeros(2, jnp.uint32)
-    for number, leaf in enumerate(jax.tree.leaves(tree)):
-        bits = words(leaf) * jnp.uint32(2 * number + 1)
-        total += jnp.stack([jnp.sum(bits, dtype=jnp.uint32), jnp.sum(bits * bits, dtype=jnp.uint32)])
-    return total
-
-
 def compute_copy(tree: Any, dtype: str) -> Any:
     """The parameters as the loss sees them: in `dtype` where theirs is wider, spread as the masters are.
 

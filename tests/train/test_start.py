@@ -11,11 +11,13 @@ import pytest
 from flax import nnx
 from tiny_training import Regression, config, digests, rows
 
+from mi_jax import cli
 from mi_jax.errors import InputError
+from mi_jax.files import locked
 from mi_jax.mesh import make_mesh
 from mi_jax.train.checkpoints import load_ema_state, named_leaves, open_checkpoints, start_from
+from mi_jax.train.fingerprints import as_json, fingerprints
 from mi_jax.train.loop import train
-from mi_jax.train.state import fingerprint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,14 +56,23 @@ def test_other_frozen_weights_are_refused_and_other_changes_said(tmp_path, caplo
     assert caplog.messages[1:] == [f"{tmp_path} goes on with another config: log_every 4 -> 2, steps 3 -> 6"]
 
 
-def test_a_fingerprint_tells_trees_apart_wherever_they_lie():
-    tree = {"a": np.arange(16, dtype=np.float32).reshape(8, 2), "b": np.ones(8, np.float32)}
-    print_of = lambda tree: np.asarray(fingerprint(jax.tree.map(jax.numpy.asarray, tree))).tolist()  # noqa: E731
-    first = print_of(tree)
-    spread = jax.device_put(tree, jax.NamedSharding(make_mesh(), jax.P("data")))
-    assert np.asarray(fingerprint(spread)).tolist() == first
-    assert print_of({**tree, "b": np.nextafter(tree["b"], 2, dtype=np.float32)}) != first
-    assert print_of({"a": tree["b"], "b": tree["a"]}) != first
+def test_fingerprints_tell_trees_apart_wherever_they_lie():
+    tree = {
+        "a": np.arange(16, dtype=np.float32).reshape(8, 2), "b": np.ones(8, np.float32), "c": np.ones(3, bool),
+        "d": np.ones(8, jax.numpy.bfloat16), "e": np.int32(7),
+    }  # fmt: skip
+    prints = lambda tree: as_json(fingerprints(jax.tree.map(jax.numpy.asarray, tree)))  # noqa: E731
+    first = prints(tree)
+    assert len(set(first)) == 5
+    mesh = make_mesh()
+    with jax.set_mesh(mesh):
+        spread = {
+            name: jax.device_put(x, jax.NamedSharding(mesh, jax.P("data") if np.size(x) >= 8 else jax.P()))
+            for name, x in tree.items()
+        }
+        assert as_json(fingerprints(spread)) == first
+    swapped, nudged = tree["a"][::-1], np.nextafter(tree["b"], 2, dtype=np.float32)
+    assert [a == b for a, b in zip(prints({**tree, "a": swapped, "b": nudged}), first)] == [False, False] + [True] * 3
 
 
 def test_ten_skipped_steps_in_a_row_end_the_run_and_leave_its_last_checkpoint(tmp_path):
@@ -91,3 +102,93 @@ def test_a_checkpoint_of_before_turns_is_read(tmp_path):
     assert digests(load_ema_state(older)) == digests(load_ema_state(tmp_path / "new"))
     assert digests(train(whole, older)) == digests(expected)
     assert nnx.to_flat_state(load_ema_state(older))
+
+
+# --- Damage
+
+# Orbax reads many leaves at once; when one cannot be read, the others find its event loop closed.
+others_are_cut_off = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """(config of 12 steps, folder of a run of 8, the state of a run of all 12). Nothing may change the folder."""
+    folder, settings = tmp_path_factory.mktemp("begun"), config(steps=8, checkpoint_every=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mi_jax.train.loop.make_mesh", lambda **_: make_mesh(devices=jax.devices()[:1]))
+        train(settings, folder / "run")
+        whole = dataclasses.replace(settings, steps=12)
+        return whole, folder / "run", train(whole, folder / "whole")
+
+
+def numbers_of(checkpoint):
+    """The file that holds a checkpoint's numbers."""
+    return next((checkpoint / "state" / "d").iterdir())
+
+
+@others_are_cut_off
+@pytest.mark.parametrize("kind", ["another number", "cut short", "a file less", "empty", "nothing but a folder"])
+def test_a_damaged_checkpoint_is_said_and_an_older_one_taken(begun, kind, tmp_path, caplog):
+    settings, folder, expected = begun
+    run = shutil.copytree(folder, tmp_path / "run")
+    newest = run / "checkpoints" / "8"
+    if kind == "another number":  # whole, but for its numbers: another run's, under the old fingerprints
+        other = train(config(steps=8, checkpoint_every=4, seed=1), tmp_path / "other").step
+        assert int(other) == 8
+        metadata = next(newest.rglob("_CHECKPOINT_METADATA")).read_bytes()
+        shutil.rmtree(newest)
+        shutil.copytree(tmp_path / "other" / "checkpoints" / "8", newest)
+        next(newest.rglob("_CHECKPOINT_METADATA")).write_bytes(metadata)
+    elif kind == "cut short":
+        path = numbers_of(newest)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "a file less":
+        numbers_of(newest).unlink()
+    elif kind == "empty":
+        shutil.rmtree(newest)
+        newest.mkdir()
+    else:
+        (run / "checkpoints" / "99").mkdir()
+    with caplog.at_level(logging.WARNING, "mi_jax"):
+        state = train(settings, run)
+    assert digests(state) == digests(expected)
+    assert "damaged, an older checkpoint is looked for" in caplog.text
+    assert [p.name for p in (run / "damaged").iterdir()] == ["99" if kind.startswith("nothing") else "8"]
+    assert [int(row["step"]) for row in rows(run)] == [4, 8, 12]
+
+
+@others_are_cut_off
+def test_check_names_what_is_damaged(begun, tmp_path, capsys):
+    run = shutil.copytree(begun[1], tmp_path / "run")
+    assert cli.main(["check", str(run)]) == 0
+    assert [line.rpartition(": ")[2].startswith("whole") for line in capsys.readouterr().out.splitlines()] == [True] * 2
+    numbers_of(run / "checkpoints" / "8").unlink()
+    assert cli.main(["check", str(run)]) == 2
+    told = capsys.readouterr()
+    assert [": damaged (" in line for line in told.out.splitlines()] == [False, True]
+    assert told.err.strip() == f"mi-jax: error: {run}: 1 damaged checkpoint"
+    assert cli.main(["check", str(tmp_path)]) == 2
+
+
+@others_are_cut_off
+def test_a_run_without_a_whole_checkpoint_is_refused_and_keeps_its_files(begun, tmp_path):
+    settings, folder, _ = begun
+    run = shutil.copytree(folder, tmp_path / "run")
+    for step in ("4", "8"):
+        numbers_of(run / "checkpoints" / step).unlink()
+    before = sorted(path for path in (run / "checkpoints").rglob("*") if path.is_file())
+    with pytest.raises(InputError, match="none of its 2 checkpoints is whole"):
+        train(settings, run)
+    assert sorted(path for path in (run / "checkpoints").rglob("*") if path.is_file()) == before
+
+
+def test_two_trainings_do_not_share_a_folder(begun, tmp_path):
+    with locked(tmp_path, "a training"), pytest.raises(InputError, match="a training is under way there"):
+        train(begun[0], tmp_path)
+    assert int(train(config(steps=2), tmp_path).step) == 2
+
+
+def test_a_run_that_never_began_leaves_no_folder(tmp_path):
+    with pytest.raises(InputError, match="ends after 1 batches"):
+        train(config(Regression(batches=1)), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
