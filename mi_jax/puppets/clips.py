@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 
 from mi_jax.errors import InputError
-from mi_jax.files import new_folder
+from mi_jax.files import new_folder, reason
 from mi_jax.puppets.backgrounds import Background, add_movers, base_picture, sample_background
 from mi_jax.puppets.drawing import add_puppet
 from mi_jax.puppets.face import mouth_truth
@@ -205,6 +205,10 @@ def write_puppets(
         raise InputError(f"--count: expected at least 1, got {count}")
     check_seconds(seconds)
     out_dir = Path(out_dir)
+    try:  # before there is a progress bar, so that the fault is said alone
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise InputError(f"{out_dir}: cannot be written ({reason(fault)})") from fault
     folders = [out_dir / f"{index:05d}" for index in range(count)]
     for index, folder in enumerate(tqdm(folders, desc="puppets", unit="clip", disable=not progress)):
         with new_folder(folder, overwrite=True) as beside:
