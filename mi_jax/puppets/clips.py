@@ -205,10 +205,10 @@ def write_puppets(
         raise InputError(f"--count: expected at least 1, got {count}")
     check_seconds(seconds)
     out_dir = Path(out_dir)
-    try:
+    try:  # before there is a progress bar, so that the fault is said alone
         out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out_dir}: cannot be written ({reason(error)})") from None
+    except OSError as fault:
+        raise InputError(f"{out_dir}: cannot be written ({reason(fault)})") from fault
     folders = [out_dir / f"{index:05d}" for index in range(count)]
     for index, folder in enumerate(tqdm(folders, desc="puppets", unit="clip", disable=not progress)):
         with new_folder(folder, overwrite=True) as beside:
