@@ -63,7 +63,7 @@ def page(found: dict[str, Any]) -> str:
     for device in found["devices"]:
         memory = f", {_size(device['memory_bytes'])} each" if device["memory_bytes"] else ""
         lines.append(f"  {device['count']} x {device['kind']} ({device['platform']}){memory}")
-    programs, model = kept["programs"], kept["face_detector"]
+    programs, model = kept["programs"], kept["face_model"]
     told = "off"
     if programs:
         number = f"{programs['files']} file{'s' * (programs['files'] != 1)}"
@@ -117,7 +117,7 @@ def _caches() -> dict[str, Any]:
     told = os.environ.get(detector.VARIABLE)
     place = pathlib.Path(told) if told else detector.kept_detector()
     there = place.is_file() if told else detector.is_detector(place)
-    return {"programs": programs, "face_detector": {"place": str(place), "there": there}}
+    return {"programs": programs, "face_model": {"place": str(place), "there": there}}
 
 
 def _detector_line(model: dict[str, Any]) -> str:

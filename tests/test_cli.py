@@ -166,7 +166,7 @@ def test_a_bad_option_is_one_plain_line_in_every_terminal(files, utf8):
         ({"more": ["--model", "nobody"]}, "nobody", "no such model"),
         ({"more": ["--model", "."]}, "config.json", ""),
         ({"more": ["--mask", "none.png"]}, "none.png", "not found"),
-        ({"more": ["--face-detector", "none.tflite"]}, "none.tflite", "face detector model not found"),
+        ({"more": ["--face-model", "none.tflite"]}, "none.tflite", "face detector model not found"),
         ({"more": ["--mask", "black.png"]}, "black.png", "empty"),
         ({"more": ["--mask", "black.png", "black.png"]}, "2 masks", "1 voices"),
         ({"more": ["--mask", "left.png", "--width", "16"]}, "voice 1", "outside the part of the portrait"),

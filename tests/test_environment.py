@@ -53,10 +53,10 @@ def test_as_json(capsys, monkeypatch, tmp_path):
     assert cli.main(["env", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["devices"] == [{"kind": "cpu", "platform": "cpu", "memory_bytes": None, "count": 8}]
-    assert found["caches"] == {"programs": None, "face_detector": {"place": str(model), "there": True}}
+    assert found["caches"] == {"programs": None, "face_model": {"place": str(model), "there": True}}
     assert found["variables"]["JAX_ENABLE_COMPILATION_CACHE"] == "false"
     monkeypatch.setenv(detector.VARIABLE, str(tmp_path / "gone.tflite"))
-    assert environment.describe()["caches"]["face_detector"]["there"] is False
+    assert environment.describe()["caches"]["face_model"]["there"] is False
 
 
 def test_without_a_device_it_says_why(monkeypatch):

@@ -25,7 +25,7 @@ def animate(
     seconds: float | None = None,
     height: int | None = None,
     width: int | None = None,
-    face_detector: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    face_model: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     devices: int | None = None,
     seq: int | None = None,
 ) -> None:
@@ -49,7 +49,7 @@ def animate(
       seconds: length of the video; by default that of the longest voice.
       height: of the video in pixels; by default the model's.
       width: of the video in pixels; by default the model's.
-      face_detector: a model of MediaPipe's Face Detector (.tflite); by default MI_JAX_FACE_DETECTOR, else the one kept
+      face_model: a model of MediaPipe's Face Detector (.tflite); by default MI_JAX_FACE_MODEL, else the one kept
         from before or downloaded.
       devices: how many share the work; by default all.
       seq: of these, how many share the tokens of a window; by default what suits the video.
@@ -79,7 +79,7 @@ def animate(
         raise InputError(f"{len(mask)} masks for {len(audio)} voices: give one --mask picture per voice, or none")
     plan_windows(1, window, overlap)
     if audio and not mask:
-        named_detector(face_detector)
+        named_detector(face_model)
     take_devices(devices, seq)
     pixels = None if portrait is None else media.read_image(portrait)
     voices = [media.read_audio(path) for path in audio]
@@ -95,7 +95,7 @@ def animate(
             window=window,
             overlap=overlap,
             seconds=seconds,
-            face_detector=face_detector,
+            face_model=face_model,
             progress=bar,
             **options,
         )

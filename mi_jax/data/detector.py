@@ -11,12 +11,12 @@ from mi_jax.errors import InputError
 from mi_jax.files import PathLike, existing_file, written_beside
 
 DETECTOR_URL = (
-    "https://storage.googleapis.com/mediapipe-models/face_detector/"
+    "https://storage.googleapis.com/mediapipe-models/face_model/"
     "blaze_face_short_range/float16/1/blaze_face_short_range.tflite"
 )
 DETECTOR_SHA256 = "b4578f35940bf5a1a655214a1cce5cab13eba73c1297cd78e1a04c2380b0152f"
 DOWNLOAD_TIMEOUT = 5.0  # seconds: offline is a normal state, not worth a long wait
-VARIABLE = "MI_JAX_FACE_DETECTOR"
+VARIABLE = "MI_JAX_FACE_MODEL"
 
 
 class DetectorUnavailable(Exception):
@@ -29,7 +29,7 @@ def kept_detector() -> pathlib.Path:
 
 
 def named_detector(path: PathLike | None = None) -> pathlib.Path | None:
-    """The file that the user names: `path`, else MI_JAX_FACE_DETECTOR.
+    """The file that the user names: `path`, else MI_JAX_FACE_MODEL.
 
     Raises:
       InputError: there is no such file.
@@ -54,7 +54,7 @@ def find_detector(path: PathLike | None = None) -> pathlib.Path:
     kept = kept_detector()
     if is_detector(kept):
         return kept
-    by_hand = f"save {DETECTOR_URL} as {kept}, or name its file (--face-detector or {VARIABLE})"
+    by_hand = f"save {DETECTOR_URL} as {kept}, or name its file (--face-model or {VARIABLE})"
     try:
         with urllib.request.urlopen(DETECTOR_URL, timeout=DOWNLOAD_TIMEOUT) as response:
             data = response.read()

@@ -89,7 +89,7 @@ class Avatar:
         seconds: float | None = None,
         height: int | None = None,
         width: int | None = None,
-        face_detector: PathLike | None = None,
+        face_model: PathLike | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> UInt8[np.ndarray, "f H W 3"]:
         """A video of the portrait speaking, at 25 fps and the model's size, as long as the longest voice.
@@ -110,7 +110,7 @@ class Avatar:
           guidance_audio, guidance_text: see `Guidance`. Default: the model's.
           seconds: length of the video; default is that of the longest voice.
           height, width: of the video in pixels. Default: the model's.
-          face_detector: a model file of MediaPipe's Face Detector; by default the one kept from before, or downloaded
+          face_model: a model file of MediaPipe's Face Detector; by default the one kept from before, or downloaded
             (`data.detector.find_detector`).
           progress: called with (steps done, steps) before the first step and after every one.
 
@@ -134,7 +134,7 @@ class Avatar:
         masks = []
         if speakers:
             given = [speaker.mask for speaker in speakers]
-            masks, how = faces.face_masks(pixels, len(speakers), given, model_path=face_detector)
+            masks, how = faces.face_masks(pixels, len(speakers), given, model_path=face_model)
             fit_masks(masks, *config.padded_size)  # what is wrong with them is said first, and alone
             log.info(how)
 

@@ -92,7 +92,7 @@ def test_without_a_detector_one_speaker_gets_the_whole_picture(offline, tmp_path
     assert "whole picture" in how
     assert "could not be downloaded" in how
     kept = tmp_path / "cache" / "blaze_face_short_range.tflite"
-    assert f"save {detector.DETECTOR_URL} as {kept}, or name its file (--face-detector or MI_JAX_FACE_DETECTOR)" in how
+    assert f"save {detector.DETECTOR_URL} as {kept}, or name its file (--face-model or MI_JAX_FACE_MODEL)" in how
 
 
 def test_without_a_detector_two_speakers_need_masks(offline):
@@ -159,7 +159,7 @@ def test_a_named_model_comes_first_and_must_exist(offline, tmp_path, monkeypatch
     with pytest.raises(InputError, match=r"none\.tflite: face detector model not found"):
         detector.find_detector(tmp_path / "none.tflite")
     monkeypatch.setenv(detector.VARIABLE, str(tmp_path / "gone.tflite"))
-    with pytest.raises(InputError, match=r"gone\.tflite: face detector model \(MI_JAX_FACE_DETECTOR\) not found"):
+    with pytest.raises(InputError, match=r"gone\.tflite: face detector model \(MI_JAX_FACE_MODEL\) not found"):
         detector.find_detector()
 
 
