@@ -16,8 +16,13 @@ PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
 
 
 def cache_dir() -> pathlib.Path:
-    """Where files are kept: `MI_JAX_CACHE`, else `~/.cache/mi_jax`."""
-    return pathlib.Path(os.environ.get("MI_JAX_CACHE") or os.path.expanduser("~/.cache/mi_jax"))
+    """Where files are kept: `MI_JAX_CACHE`, else `~/.cache/mi_jax`; without a home, where temporary files are."""
+    if os.environ.get("MI_JAX_CACHE"):
+        return pathlib.Path(os.environ["MI_JAX_CACHE"])
+    home = os.path.expanduser("~")
+    if home == "~":  # no HOME and a user that the system does not know, as in containers
+        return pathlib.Path(tempfile.gettempdir()) / f"mi_jax-{os.getuid()}"
+    return pathlib.Path(home) / ".cache" / "mi_jax"
 
 
 def own_programs_dir() -> pathlib.Path:

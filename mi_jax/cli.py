@@ -1,11 +1,13 @@
 """`mi-jax`: finds the command, and turns what goes wrong into an exit code.
 
-Exit codes: 0 done; 2 bad arguments or input, with one line on standard error that names the file and the fault; 1
-the rest.
+Exit codes: 0 done; 2 bad arguments or input, with one line on standard error that names the file and the fault;
+130 interrupted; 1 the rest.
 The commands (`mi_jax.commands`) import what they need when they run: `mi-jax --help` answers at once.
 """
 
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +22,7 @@ from mi_jax.commands.export import export
 from mi_jax.commands.plan import plan
 from mi_jax.commands.prepare import prepare
 from mi_jax.commands.puppets import puppets
-from mi_jax.commands.terminal import parsed
+from mi_jax.commands.terminal import INTERRUPTED, parsed, quit_on_interrupt
 from mi_jax.commands.train import train
 from mi_jax.errors import InputError
 from mi_jax.memory import claim_gpu_memory
@@ -68,12 +70,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
     except KeyboardInterrupt:
         print("mi-jax: interrupted", file=sys.stderr)
-        return 1
+        return INTERRUPTED
 
 
 def entry() -> None:
     """The console script."""
-    sys.exit(main())
+    _open_streams()
+    quit_on_interrupt()
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Standard streams that are closed, or whose encoding lacks a letter, are no reason to fail."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 def _usage() -> str:

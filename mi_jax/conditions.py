@@ -1,11 +1,21 @@
 """What the denoiser is told, as one pytree."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
+
+
+@runtime_checkable
+class Windowed(Protocol):
+    """What the sampler asks of conditions: a pytree, every leaf with the batch axis first, that cuts itself.
+    `Conditions` is one; a velocity of one's own may be told of any other."""
+
+    def window(self, start: int | Array, length: int) -> "Windowed":
+        """Those of latent frames `[start, start + length)`; `start` may be traced."""
+        ...
 
 
 @jax.tree_util.register_dataclass

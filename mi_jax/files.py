@@ -1,59 +1,102 @@
 """Files and folders that are asked for by name, and that appear under their name only when they are whole."""
 
 import contextlib
+import errno
 import fcntl
-import glob
 import os
 import pathlib
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 
 from mi_jax.errors import InputError
 
 PathLike = str | os.PathLike
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+
 
 def existing_file(path: PathLike, what: str) -> pathlib.Path:
     """`path` as a Path; raises InputError when there is no such file. `what` names its role in the message."""
     path = pathlib.Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: {what} is a folder, a file is needed")
-    if not path.is_file():
-        raise InputError(f"{path}: {what} not found")
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: {what} is a folder, a file is needed")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: {what} is a pipe or a device, a file is needed; write it to one first")
+        if not path.is_file():
+            raise InputError(f"{path}: {what} not found")
+    except (OSError, ValueError) as fault:  # a name that no file can have
+        if isinstance(fault, InputError):
+            raise
+        raise InputError(f"{path}: {what} not found ({reason(fault)})") from None
     return path
 
 
 def check_writable(path: PathLike) -> pathlib.Path:
     """`path` as a Path; raises InputError unless a file can be created (or replaced) there. Leaves nothing behind."""
     path = pathlib.Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder, a file name is needed")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: output folder {path.parent} does not exist")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writable"):
-            pass
-    except OSError as fault:
-        raise InputError(f"{path}: output folder {path.parent} is not writable ({reason(fault)})") from fault
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder, a file name is needed")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: is a pipe or a device, a file name is needed")
+        target = pathlib.Path(os.path.realpath(path))
+        if not target.parent.is_dir():
+            raise InputError(f"{path}: output folder {target.parent} does not exist")
+        _try_name(target)
+        try:
+            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".writable"):
+                pass
+        except OSError as fault:
+            raise InputError(f"{path}: output folder {target.parent} is not writable ({reason(fault)})") from fault
+    except (OSError, ValueError) as fault:
+        if isinstance(fault, InputError):  # a ValueError, too
+            raise
+        raise InputError(f"{path}: cannot be written ({reason(fault)})") from fault
     return path
+
+
+def _try_name(target: pathlib.Path) -> None:
+    """Raises OSError where no file can have this name."""
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(target)
+
+
+def refuse_inputs(out: PathLike, *inputs: PathLike | None) -> None:
+    """Whether writing the file `out` would replace what it is made from, also through links.
+
+    Raises:
+      InputError: one of `inputs` is `out`.
+    """
+    for path in (pathlib.Path(path) for path in inputs if path is not None):
+        with contextlib.suppress(OSError):
+            if os.path.samefile(out, path):
+                raise InputError(f"{out}: is the input {path}; write to another file")
 
 
 @contextlib.contextmanager
 def written_beside(path: PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary name in the folder of `path`; renames it to `path` on success, removes it on any error.
+    """Yields a temporary name beside `path`, in the folder of the file that a link points to; renames it on success,
+    removes it on any error. What a killed writer of the same file left is removed, too.
 
     Raises:
-      InputError: no file can be written there.
+      InputError: no file can be written there; the disk is full.
     """
-    path = check_writable(path)
-    for left in path.parent.glob(f".{glob.escape(path.stem)}.*.partial{glob.escape(path.suffix)}"):
-        if not _alive(left.name.removesuffix(path.suffix).removesuffix(".partial").rpartition(".")[2]):
-            left.unlink(missing_ok=True)  # a killed writer's
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    target = pathlib.Path(os.path.realpath(check_writable(path)))
+    name = f".mi_jax-{zlib.crc32(target.name.encode(errors='surrogateescape')):08x}"
+    for left in target.parent.glob(f"{name}.*.partial*"):
+        if not _alive(left.name.split(".")[2]):
+            left.unlink(missing_ok=True)
+    partial = target.with_name(f"{name}.{os.getpid()}.partial{target.suffix[-16:]}")
     try:
         yield partial
-        os.replace(partial, path)
+        os.replace(partial, target)
+    except OSError as fault:
+        if fault.errno in _FULL:
+            raise InputError(f"{path}: cannot be written ({reason(fault)})") from fault
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -109,6 +152,10 @@ def new_folder(directory: PathLike, *, overwrite: bool = False) -> Iterator[path
         if occupied:
             directory.rename(old)
         beside.rename(directory)
+    except OSError as fault:
+        if fault.errno in _FULL:
+            raise InputError(f"{directory}: cannot be written ({reason(fault)})") from fault
+        raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import wave
@@ -371,3 +372,47 @@ def test_a_missing_library_of_the_puppets_is_named():
     missed = pickle.loads(pickle.dumps(ModuleNotFoundError("No module named 'espeak'", name="espeak")))
     with pytest.raises(InputError, match=r"puppets need espeak: pip install 'mi-jax\[puppets\]'"), drawing():
         raise missed
+
+
+# --- Signals and streams
+
+
+def test_ctrl_c_while_starting_ends_at_once_with_130():
+    """Imports and callbacks may lose an exception; before the work begins there is nothing to tidy up."""
+    script = (
+        "import os, signal, sys\nfrom mi_jax import cli\nfrom mi_jax.commands import terminal\n"
+        "terminal.quit_on_interrupt()\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    import time; time.sleep(30)\n"
+        "except BaseException:\n    pass\nprint('went on')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "mi-jax: interrupted\n")
+
+
+def test_ctrl_c_at_work_is_an_exception_and_code_130(monkeypatch, capsys):
+    from mi_jax.commands import terminal
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        terminal.quit_on_interrupt()
+        terminal.work_begins()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    monkeypatch.setitem(cli.COMMANDS, "env", (lambda argv: (_ for _ in ()).throw(KeyboardInterrupt), ""))
+    assert cli.main(["env"]) == 130
+    assert capsys.readouterr().err == "mi-jax: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "streams", ["2>&-", ">&-", ">&- 2>&-", "| true", "| PYTHONIOENCODING=ascii head -1 > /dev/null"]
+)
+def test_closed_streams_and_pipes_are_no_tracebacks(tmp_path, streams):
+    command = f"{sys.executable} -m mi_jax --help {streams}; {sys.executable} -m mi_jax nothing {streams}"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr

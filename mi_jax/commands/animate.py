@@ -57,6 +57,7 @@ def animate(
     from mi_jax.avatar.folders import avatar_config
     from mi_jax.data import media
     from mi_jax.data.detector import named_detector
+    from mi_jax.files import refuse_inputs
     from mi_jax.mesh import take_devices
     from mi_jax.rates import FPS
     from mi_jax.sample import avatar
@@ -81,6 +82,7 @@ def animate(
     if audio and not mask:
         named_detector(face_model)
     take_devices(devices, seq)
+    refuse_inputs(out, portrait, *audio, *mask)
     pixels = None if portrait is None else media.read_image(portrait)
     voices = [media.read_audio(path) for path in audio]
     for path in mask:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from mi_jax.commands.puppets import drawing
+from mi_jax.commands.terminal import work_begins
 from mi_jax.errors import InputError
 
 
@@ -51,6 +52,7 @@ def prepare(
     config, encoders = load_encoders(model)
     if encoders.wav2vec2 is None or encoders.mllm.vision is None:
         raise InputError(f"{model}: records need a model that hears voices and sees portraits")
+    work_begins()
     with drawing():
         prepare_puppets(
             encoders,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mi_jax.commands.terminal import work_begins
 from mi_jax.errors import InputError
 
 
@@ -48,6 +49,8 @@ def puppets(
         raise InputError(f"--seed is {seed}, must not be negative")
     with drawing():
         from mi_jax.puppets.clips import write_puppets
+
+        work_begins()
 
         folders = write_puppets(out, count, seed, seconds, split=split, size=size, duets=duets)
     print(f"{out}: {len(folders)} clip{'s' * (len(folders) > 1)}")

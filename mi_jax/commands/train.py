@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mi_jax.caches import share_programs
-from mi_jax.commands.terminal import parsing, take_option
+from mi_jax.commands.terminal import parsing, take_option, work_begins
 from mi_jax.errors import InputError
 
 
@@ -37,6 +37,7 @@ def train(argv: Sequence[str]) -> None:
         config = load_config(config_path, overrides)
     from mi_jax.train.loop import train as run
 
+    work_begins()
     run(config, Path(out) if out else Path("runs") / config.name)
 
 

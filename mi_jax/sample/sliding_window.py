@@ -10,7 +10,7 @@ from einops import rearrange
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from mi_jax.conditions import Conditions
+from mi_jax.conditions import Windowed
 from mi_jax.diffusion import euler_step
 from mi_jax.mesh import axis_size, spread_batch
 from mi_jax.sample.guidance import Velocity
@@ -21,7 +21,7 @@ def sliding_window(
     velocity: Velocity,
     noise: Float[Array, "b t h w c"],
     sigmas: Float[Array, "levels"],
-    conditions: Conditions,
+    conditions: Windowed | None = None,
     *,
     window: int = 33,
     overlap: int = 8,
@@ -39,7 +39,9 @@ def sliding_window(
 
     Args:
       velocity: any function of (latents [n window h w c], sigma [n], conditions of n examples); may close over a model.
-      conditions: those of the whole video; `Conditions.window` cuts them.
+        What it returns is blended in f32, or in the latents' dtype if that is wider.
+      conditions: those of the whole video, `Conditions` or anything else that cuts itself (`Windowed`); or None, which
+        `velocity` is then given.
       window, overlap: latent frames. A shorter video is one window.
       group: windows on the network at a time: memory against parallelism. On a mesh with a `data` axis (`jax.set_mesh`)
         the windows of a group, times the branches of `Guidance`, are spread over it, so that product times b should be
@@ -67,7 +69,9 @@ def sliding_window(
     return jax.lax.scan(level, noise, (sigmas[:-1], sigmas[1:]))[0]
 
 
-def _blended(velocity: Velocity, latents: Array, sigma: Array, conditions: Conditions, starts: Array, weights: Array):
+def _blended(
+    velocity: Velocity, latents: Array, sigma: Array, conditions: Windowed | None, starts: Array, weights: Array
+):
     """The velocity of the whole video at one noise level, by windows `starts` [g k] and `weights` [g k window]."""
     b = latents.shape[0]
     length = weights.shape[-1]
@@ -76,9 +80,10 @@ def _blended(velocity: Velocity, latents: Array, sigma: Array, conditions: Condi
         starts, weights = plan
         cut = jax.vmap(partial(jax.lax.dynamic_slice_in_dim, latents, slice_size=length, axis=1))
         windows = rearrange(cut(starts), "k b t h w c -> (k b) t h w c")
-        parts = jax.tree.map(
-            lambda *leaves: jnp.concatenate(leaves), *[conditions.window(start, length) for start in starts]
-        )
+        parts = None
+        if conditions is not None:
+            cut_conditions = [conditions.window(start, length) for start in starts]
+            parts = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *cut_conditions)
         windows, parts = spread_batch((windows, parts))
         u = velocity(windows, jnp.full(windows.shape[:1], sigma), parts)
         u = rearrange(_gather(u).astype(total.dtype), "(k b) t h w c -> k b t h w c", b=b)
@@ -89,7 +94,8 @@ def _blended(velocity: Velocity, latents: Array, sigma: Array, conditions: Condi
             total = jax.lax.dynamic_update_slice_in_dim(total, there, start, axis=1)
         return total, None
 
-    return jax.lax.scan(add_group, jnp.zeros_like(latents), (starts, weights))[0]
+    total = jnp.zeros_like(latents, dtype=latents.dtype if latents.dtype.itemsize >= 4 else jnp.float32)
+    return jax.lax.scan(add_group, total, (starts, weights))[0].astype(latents.dtype)
 
 
 def _gather(x: Array) -> Array:

@@ -1,5 +1,6 @@
 """The sampler's laws, on velocities whose answer is known."""
 
+import dataclasses
 from functools import partial
 from itertools import pairwise
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mi_jax.conditions import Conditions
+from mi_jax.conditions import Conditions, Windowed
 from mi_jax.diffusion import euler_step, sigma_schedule
 from mi_jax.mesh import make_mesh
 from mi_jax.sample.guidance import Guidance
@@ -216,3 +217,66 @@ def test_a_group_is_filled_up_as_far_as_its_branches_need():
         sample = lambda x, c: sliding_window(guided, x, SIGMAS[:3], c, window=9, overlap=4, group=2)  # noqa: E731
         jax.jit(sample)(noise(9), told(9))
     assert seen == [("data", 4)]
+
+
+# --- A sampler for other people's scripts: Gaussian data, whose velocity is known
+
+
+MEAN, SPREAD = 1.5, 0.25
+
+
+def gaussian(latents, sigma, conditions):
+    """The velocity of data N(mean, SPREAD^2), mean as `conditions` says or MEAN: E[eps - x | x_sigma]."""
+    sigma = sigma.reshape(-1, 1, 1, 1, 1).astype(jnp.float32)
+    mean = MEAN if conditions is None else conditions.mean[..., None, None, None]
+    noisy = latents.astype(jnp.float32) - (1 - sigma) * mean
+    variance = (1 - sigma) ** 2 * SPREAD**2 + sigma**2
+    return noisy * (sigma - (1 - sigma) * SPREAD**2) / variance - mean
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Means:
+    """Conditions of one's own: a mean for every frame [b t]."""
+
+    mean: jax.Array
+
+    def window(self, start, length):
+        return Means(jax.lax.dynamic_slice_in_dim(self.mean, start, length, axis=1))
+
+
+FINE = sigma_schedule(64, 1.0)
+SAMPLE = jax.jit(partial(sliding_window, gaussian, window=7, overlap=3, group=2))
+
+
+def wide(length, b, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(3).normal(size=(b, length, 8, 8, 4)), dtype)
+
+
+def test_latents_in_bf16_and_no_conditions_give_gaussian_data_too():
+    sampled = SAMPLE(wide(15, 2, jnp.bfloat16), FINE, None)
+    assert sampled.dtype == jnp.bfloat16
+    values = np.asarray(sampled, np.float64)
+    np.testing.assert_allclose([values.mean(), values.std()], [MEAN, SPREAD], rtol=0.06)
+
+
+def test_conditions_of_ones_own_are_cut_with_the_windows():
+    means = jnp.linspace(-2, 2, 15)[None].repeat(2, 0)
+    sampled = SAMPLE(wide(15, 2), FINE, Means(means))
+    np.testing.assert_allclose(np.asarray(sampled).mean((2, 3, 4)), means, atol=0.1)
+    assert isinstance(Means(means), Windowed)
+    assert isinstance(told(3), Windowed)
+
+
+def test_it_is_a_function_to_grad_vmap_and_a_mesh():
+    """The derivative by a shift of the mean is what is left of it after all levels: 1 - the noise's share of it."""
+    x = wide(15, 1)
+    shift = lambda m: SAMPLE(x, FINE, Means(jnp.full((1, 15), m))).mean()  # noqa: E731
+    np.testing.assert_allclose(jax.grad(shift)(0.3), shift(1.3) - shift(0.3), rtol=1e-3)
+    np.testing.assert_allclose(jax.grad(shift)(0.3), 1.0, atol=0.1)
+    alone = SAMPLE(x, FINE, None)
+    both = jax.vmap(lambda noise: SAMPLE(noise, FINE, None))(jnp.stack([x, -x]))
+    np.testing.assert_allclose(both[0], alone, atol=1e-5)
+    with jax.set_mesh(make_mesh()):
+        spread = jax.jit(partial(sliding_window, gaussian, window=7, overlap=3, group=8))(x, FINE, None)
+    np.testing.assert_allclose(spread, alone, atol=1e-5)
