@@ -1,6 +1,7 @@
 """Files and folders that are asked for by name, and that appear under their name only when they are whole."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import shutil
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from mi_jax.errors import InputError
 
 PathLike = str | os.PathLike
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+"""Full disk, full quota, a file beyond its limit, and disks that fail: no fault of the program."""
 
 
 def existing_file(path: PathLike, what: str) -> pathlib.Path:
@@ -17,6 +20,8 @@ def existing_file(path: PathLike, what: str) -> pathlib.Path:
     path = pathlib.Path(path)
     if path.is_dir():
         raise InputError(f"{path}: {what} is a folder, a file is needed")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: {what} is a pipe or a device, a file is needed")
     if not path.is_file():
         raise InputError(f"{path}: {what} not found")
     return path
@@ -42,13 +47,17 @@ def written_beside(path: PathLike) -> Iterator[pathlib.Path]:
     """Yields a temporary name in the folder of `path`; renames it to `path` on success, removes it on any error.
 
     Raises:
-      InputError: no file can be written there.
+      InputError: no file can be written there, or not all of it (a full disk).
     """
     path = check_writable(path)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as fault:
+        if fault.errno in DISK_FAULTS:
+            raise InputError(f"{path}: cannot be written ({reason(fault)})") from fault
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
