@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 import wave
 from pathlib import Path
 
@@ -185,12 +186,20 @@ def test_bad_input_is_one_line_and_code_2(files, model, capsys, change, named, f
 
 
 def test_without_a_voice_the_video_is_silent_and_as_large_and_long_as_told(files, model, capsys):
-    size = ["--seconds", "0.2", "--height", "32", "--width", "64", "--steps", "1", "--devices", "1"]
+    size = ["--seconds", "0.2", "--height", "32", "--width", "63", "--steps", "1", "--devices", "1"]
     assert cli.main(["animate", "portrait.png", "--out", "out.mp4", "--model", str(model), *size]) == 0
-    assert "0.20 s, 5 frames of 64x32" in capsys.readouterr().out
+    assert "0.20 s, 5 frames of 64x32" in capsys.readouterr().out  # H.264 takes even sides: what is written is said
     with pytest.raises(InputError, match="no sound"):
         sound_files.read_audio("out.mp4")
     assert "no portrait" in refused(capsys, "animate", "--out", "o.mp4", "--model", str(model), "--seconds", "1")
+
+
+def test_what_the_disk_cannot_hold_is_refused_before_anything_is_loaded(files, model, capsys, monkeypatch):
+    usage = lambda path: types.SimpleNamespace(free=50)  # noqa: E731
+    monkeypatch.setattr(video_files.shutil, "disk_usage", usage)
+    monkeypatch.setattr("mi_jax.sample.avatar.load", lambda *_, **__: pytest.fail("loading began"))
+    line = refused(capsys, "animate", "portrait.png", "speech.wav", "--out", "out.mp4", "--model", str(model))
+    assert "out.mp4: 0 s of video take 0 MB at least, 0 MB are free" in line
 
 
 @pytest.mark.parametrize(

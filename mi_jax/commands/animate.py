@@ -58,7 +58,7 @@ def animate(
     from mi_jax.data import pictures, sound_files, video_files
     from mi_jax.data.detector import named_detector
     from mi_jax.mesh import take_devices
-    from mi_jax.rates import FPS
+    from mi_jax.rates import FPS, SAMPLE_RATE
     from mi_jax.sample import avatar
     from mi_jax.sample.windows import plan_windows
 
@@ -85,6 +85,9 @@ def animate(
     voices = [sound_files.read_audio(path, seconds=seconds) for path in audio]
     for path in mask:
         pictures.read_mask(path)
+    longest = max(map(len, voices), default=0) / SAMPLE_RATE
+    frames = avatar.num_frames(longest if seconds is None else seconds)
+    video_files.check_space(out, frames, config.height, config.width)
     loaded = avatar.load(model, devices=devices, seq=seq)
     with ProgressBar("denoising", "step") as bar:
         video = loaded.animate(

@@ -60,6 +60,9 @@ def decoded(container, stream, losses: Losses) -> Iterator[av.AudioFrame | av.Vi
                 return
             packets = container.demux(stream)  # an iterator that raised is at its end, the file may not be
             continue
+        except IndexError:  # PyAV's, at each packet of a track that the file's start does not announce
+            packets = container.demux(stream)
+            continue
         if packet is None:
             return
         try:

@@ -8,6 +8,7 @@ import functools
 import io
 import logging
 import pathlib
+import struct
 import warnings
 from collections.abc import Iterator
 
@@ -21,6 +22,8 @@ from mi_jax.files import PathLike, existing_file, reason, written_beside
 MIN_SIDE = 16  # pixels: below this no face can be told from noise
 MAX_PIXELS = 80_000_000  # below Pillow's own warning line; a 30,000 x 30,000 picture would need 2.7 GB
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
+DAMAGED = (OSError, SyntaxError, ValueError, RuntimeError, LookupError, ArithmeticError, TypeError, struct.error)
+"""What Pillow's decoders raise on damaged data."""
 FULL_SCALES = (2**8 - 1, 2**16 - 1, 2**24 - 1, 2**31 - 1, 2**32 - 1)
 """What white may be in a picture of 32-bit whole numbers: the least of these that no pixel goes beyond."""
 HIGHLIGHTS = 4.0
@@ -54,6 +57,7 @@ def _opened_image(path: PathLike, what: str) -> Iterator[Image.Image]:
     path = existing_file(path, what)
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks about what is damaged
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_readable_formats()) as image:
                 width, height = image.size
@@ -68,7 +72,7 @@ def _opened_image(path: PathLike, what: str) -> Iterator[Image.Image]:
         raise InputError(f"{path}: {what} cannot be read ({_unknown(path)})") from fault
     except InputError:
         raise
-    except (OSError, SyntaxError, ValueError) as fault:  # what Pillow's decoders raise on damaged data
+    except DAMAGED as fault:
         raise InputError(f"{path}: damaged {what} ({reason(fault)})") from fault
 
 

@@ -29,7 +29,8 @@ TIMED = {"mov", "matroska", "webm", "ogg", "mpegts", "mpeg", "flv", "asf"}
 """Formats (FFmpeg's names) that store when each packet is heard. For others FFmpeg counts packets."""
 SPLICED = {"ogg", "mpegts", "mpeg"}
 """Of these, those whose clock may jump where two recordings were put together."""
-JUMP = 10.0  # seconds from which FFmpeg, too, takes a gap in those for a jump of the clock
+JUMP = 10.0
+"""Seconds from which FFmpeg, too, takes a gap in those for a jump of the clock; elsewhere one beyond the file's end."""
 JITTER = 1 / FPS
 """Seconds by which stored times may be off before they are believed: Matroska rounds to milliseconds, others worse."""
 
@@ -145,6 +146,7 @@ def _pieces(container, stream, losses: Losses) -> Iterator[tuple[np.ndarray, str
     names = set(container.format.name.split(","))
     timed, spliced = bool(TIMED & names), bool(SPLICED & names)
     origin = max(0.0, (container.start_time or 0) / av.time_base)
+    length = 0.0 if spliced else (container.duration or 0) / av.time_base
     end = np.inf
     if "mov" in names and stream.duration:  # its AAC decodes to whole blocks, past its end
         end = float(((stream.start_time or 0) + stream.duration) * stream.time_base) - origin
@@ -156,7 +158,7 @@ def _pieces(container, stream, losses: Losses) -> Iterator[tuple[np.ndarray, str
         gap = just_lost if heard else 0.0
         if timed and frame.pts is not None:
             gap = float(frame.pts * frame.time_base) - origin - position
-            if (heard and gap < -JITTER) or (spliced and gap > JUMP):
+            if (heard and gap < -JITTER) or (gap > JUMP and position + gap > length):
                 origin, gap = origin + gap, 0.0
             elif heard and not just_lost and gap < JITTER:
                 gap = 0.0
@@ -164,7 +166,7 @@ def _pieces(container, stream, losses: Losses) -> Iterator[tuple[np.ndarray, str
             setting = (frame.format.name, layout, rate)
             # packed samples: planes of more than 8 channels lie where PyAV does not look
             resampler = av.AudioResampler(format="flt")
-        silent = round(min(max(gap, 0.0), MAX_SECONDS) * rate)
+        silent = round(max(gap, 0.0) * rate)
         for start in range(0, silent, rate):
             yield np.zeros((min(rate, silent - start), channels), np.float32), layout, rate
         position, heard = position + silent / rate, True

@@ -5,6 +5,7 @@ beside their final name and renamed when whole, so a reader never meets half a v
 """
 
 import pathlib
+import shutil
 from collections.abc import Iterable
 from fractions import Fraction
 
@@ -18,6 +19,8 @@ from mi_jax.files import PathLike, check_writable, existing_file, written_beside
 from mi_jax.rates import FPS, SAMPLE_RATE
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")  # containers that hold H.264 and AAC
+LEAST_BITS = 0.05
+"""Of a pixel in a frame. Puppets take 0.5 at 96x96; the larger a picture and the smoother, the less."""
 
 
 def check_video_path(path: PathLike) -> pathlib.Path:
@@ -26,6 +29,15 @@ def check_video_path(path: PathLike) -> pathlib.Path:
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         raise InputError(f"{path}: the name of a video must end in one of {', '.join(VIDEO_SUFFIXES)}")
     return check_writable(path)
+
+
+def check_space(path: PathLike, frames: int, height: int, width: int) -> None:
+    """Raises InputError where not even a video of little movement fits on the disk (`LEAST_BITS`)."""
+    needed, free = frames * height * width * LEAST_BITS / 8, shutil.disk_usage(pathlib.Path(path).parent).free
+    if needed > free:
+        raise InputError(
+            f"{path}: {frames / FPS:.0f} s of video take {needed / 1e6:.0f} MB at least, {free / 1e6:.0f} MB are free"
+        )
 
 
 def read_video(path: PathLike) -> tuple[UInt8[np.ndarray, "f H W 3"], float]:

@@ -375,7 +375,7 @@ def read_portrait(portrait: Portrait) -> UInt8[np.ndarray, "H W 3"]:
             pixels = pictures.rgb_from_image(portrait, "portrait")
         except InputError:
             raise
-        except (OSError, SyntaxError, ValueError) as fault:  # PIL reads a file's pixels when they are asked for
+        except pictures.DAMAGED as fault:  # PIL reads a file's pixels when they are asked for
             raise InputError(f"portrait: cannot be read ({fault})") from None
     else:
         return pictures.read_image(portrait)
