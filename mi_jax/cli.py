@@ -101,9 +101,16 @@ def _usage() -> str:
 
 
 def _show_log() -> None:
-    """What the library has to say (which mask, what was cut) goes to standard error, one line each."""
+    """What the library has to say (which mask, what was cut) goes to standard error, one line each, and once."""
+    said = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        line = record.getMessage()
+        return line not in said and not said.add(line)
+
     log = logging.getLogger("mi_jax")
     log.setLevel(logging.INFO)
     log.propagate = False
     log.handlers = [logging.StreamHandler()]
+    log.handlers[0].addFilter(is_new)  # a voice is read twice: for the model, and for the video
     log.handlers[0].setFormatter(logging.Formatter("mi-jax: %(message)s"))

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from mi_jax.errors import InputError
 
 PathLike = str | os.PathLike
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+"""Full disk, full quota, a file beyond its limit, and disks that fail: no fault of the program."""
 
 
 def existing_file(path: PathLike, what: str) -> pathlib.Path:
@@ -94,7 +94,7 @@ def written_beside(path: PathLike) -> Iterator[pathlib.Path]:
         yield partial
         os.replace(partial, target)
     except OSError as fault:
-        if fault.errno in _FULL:
+        if fault.errno in DISK_FAULTS:
             raise InputError(f"{path}: cannot be written ({reason(fault)})") from fault
         raise
     finally:
@@ -153,7 +153,7 @@ def new_folder(directory: PathLike, *, overwrite: bool = False) -> Iterator[path
             directory.rename(old)
         beside.rename(directory)
     except OSError as fault:
-        if fault.errno in _FULL:
+        if fault.errno in DISK_FAULTS:
             raise InputError(f"{directory}: cannot be written ({reason(fault)})") from fault
         raise
     finally:

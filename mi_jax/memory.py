@@ -1,6 +1,7 @@
-"""How much of a GPU's memory a process takes, and how much of it is left."""
+"""How much memory a process takes of a GPU, and how much is left there and on the host."""
 
 import os
+import pathlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -22,3 +23,16 @@ def free_bytes(devices: "Iterable[jax.Device]") -> int | None:
     stats = [device.memory_stats() or {} for device in devices]
     left = [stat["bytes_limit"] - stat.get("bytes_in_use", 0) for stat in stats if "bytes_limit" in stat]
     return min(left) if left else None
+
+
+def available_bytes() -> int | None:
+    """What the host can still give to this process, by Linux and by the limit of its container; None elsewhere."""
+    left = []
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        left += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+        limit, used = (pathlib.Path("/sys/fs/cgroup", f"memory.{name}").read_text() for name in ("max", "current"))
+        left.append(max(0, int(limit) - int(used)))  # "max": no limit
+    except (OSError, ValueError, IndexError):
+        pass
+    return min(left, default=None)

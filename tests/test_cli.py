@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 import wave
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tiny_avatar import make_avatar, portrait, voice
 
 from mi_jax import cli
 from mi_jax.commands.puppets import drawing
-from mi_jax.data import faces, media
+from mi_jax.data import faces, pictures, sound_files, video_files
 from mi_jax.errors import InputError
 from mi_jax.memory import claim_gpu_memory
 from mi_jax.puppets.clips import draw
@@ -39,8 +40,8 @@ def files(tmp_path, monkeypatch):
 
     monkeypatch.setattr(faces, "detect_faces", unavailable)
     monkeypatch.chdir(tmp_path)
-    media.write_image("portrait.png", portrait())
-    media.write_audio("speech.wav", voice(0.5))
+    pictures.write_image("portrait.png", portrait())
+    sound_files.write_audio("speech.wav", voice(0.5))
     return tmp_path
 
 
@@ -76,10 +77,10 @@ def test_animate_writes_a_video_with_the_voice_and_says_what_it_did(files, model
     assert captured.out == "out.mp4: 0.48 s, 12 frames of 32x32\n"
     assert "face mask: the whole picture" in captured.err
     assert "prompt: too long" in captured.err
-    video, rate = media.read_video("out.mp4")
+    video, rate = video_files.read_video("out.mp4")
     assert video.shape == (12, 32, 32, 3)
     assert rate == 25
-    sound = media.read_audio("out.mp4")
+    sound = sound_files.read_audio("out.mp4")
     assert np.corrcoef(sound, voice(0.5)[: len(sound)])[0, 1] > 0.9
     assert sorted(path.name for path in files.iterdir()) == ["out.mp4", "portrait.png", "speech.wav"]
 
@@ -88,7 +89,7 @@ def test_two_voices_with_masks_of_another_size(files, model, capsys):
     for name, columns in (("left.png", slice(0, 12)), ("right.png", slice(12, 24))):
         mask = np.zeros((20, 24), np.uint8)
         mask[:, columns] = 255
-        media.write_image(name, mask)
+        pictures.write_image(name, mask)
     argv = [
         "animate",
         "portrait.png",
@@ -107,11 +108,11 @@ def test_two_voices_with_masks_of_another_size(files, model, capsys):
 def make_bad_files() -> None:
     Path("text.txt").write_text("to be, or not to be\n")
     Path("empty.bin").write_bytes(b"")
-    media.write_audio("nothing.wav", np.zeros(0, np.float32))
-    media.write_video("silent.mp4", np.zeros((2, 32, 32, 3), np.uint8))
+    sound_files.write_audio("nothing.wav", np.zeros(0, np.float32))
+    video_files.write_video("silent.mp4", np.zeros((2, 32, 32, 3), np.uint8))
     Image.new("RGB", (1, 1)).save("dot.png")
-    media.write_image("black.png", np.zeros((40, 48), np.uint8))
-    media.write_image("left.png", 255 * (np.arange(48) < 6).astype(np.uint8) * np.ones((40, 1), np.uint8))
+    pictures.write_image("black.png", np.zeros((40, 48), np.uint8))
+    pictures.write_image("left.png", 255 * (np.arange(48) < 6).astype(np.uint8) * np.ones((40, 1), np.uint8))
     Path("folder.mp4").mkdir()
     with wave.open("nan.wav", "wb") as file:  # a WAV of 32-bit integers, then told to be float: its samples are NaN
         file.setparams((1, 4, 16000, 0, "NONE", ""))
@@ -186,12 +187,20 @@ def test_bad_input_is_one_line_and_code_2(files, model, capsys, change, named, f
 
 
 def test_without_a_voice_the_video_is_silent_and_as_large_and_long_as_told(files, model, capsys):
-    size = ["--seconds", "0.2", "--height", "32", "--width", "64", "--steps", "1", "--devices", "1"]
+    size = ["--seconds", "0.2", "--height", "32", "--width", "63", "--steps", "1", "--devices", "1"]
     assert cli.main(["animate", "portrait.png", "--out", "out.mp4", "--model", str(model), *size]) == 0
-    assert "0.20 s, 5 frames of 64x32" in capsys.readouterr().out
+    assert "0.20 s, 5 frames of 64x32" in capsys.readouterr().out  # H.264 takes even sides: what is written is said
     with pytest.raises(InputError, match="no sound"):
-        media.read_audio("out.mp4")
+        sound_files.read_audio("out.mp4")
     assert "no portrait" in refused(capsys, "animate", "--out", "o.mp4", "--model", str(model), "--seconds", "1")
+
+
+def test_what_the_disk_cannot_hold_is_refused_before_anything_is_loaded(files, model, capsys, monkeypatch):
+    usage = lambda path: types.SimpleNamespace(free=50)  # noqa: E731
+    monkeypatch.setattr(video_files.shutil, "disk_usage", usage)
+    monkeypatch.setattr("mi_jax.sample.avatar.load", lambda *_, **__: pytest.fail("loading began"))
+    line = refused(capsys, "animate", "portrait.png", "speech.wav", "--out", "out.mp4", "--model", str(model))
+    assert "out.mp4: 0 s of video take 0 MB at least, 0 MB are free" in line
 
 
 @pytest.mark.parametrize(
@@ -290,9 +299,9 @@ def test_puppets_writes_a_folder_for_each(files, capsys):
     for folder in ("00000", "00001"):
         assert sorted(path.name for path in Path("drawn", folder).iterdir()) == names
     clip = draw(1, seed=5, seconds=0.5, size=64)
-    np.testing.assert_array_equal(media.read_image("drawn/00001/portrait.png"), clip.video[0])
-    np.testing.assert_array_equal(media.read_mask("drawn/00001/mask.png"), clip.mask)
-    np.testing.assert_allclose(media.read_audio("drawn/00001/speech.wav"), clip.audio, atol=1e-4)
+    np.testing.assert_array_equal(pictures.read_image("drawn/00001/portrait.png"), clip.video[0])
+    np.testing.assert_array_equal(pictures.read_mask("drawn/00001/mask.png"), clip.mask)
+    np.testing.assert_allclose(sound_files.read_audio("drawn/00001/speech.wav"), clip.audio, atol=1e-4)
     assert len(Path("drawn/00001/mouth.csv").read_text().splitlines()) == 1 + len(clip.video)
 
 

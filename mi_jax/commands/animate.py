@@ -55,16 +55,16 @@ def animate(
       seq: of these, how many share the tokens of a window; by default what suits the video.
     """
     from mi_jax.avatar.folders import avatar_config
-    from mi_jax.data import media
+    from mi_jax.data import pictures, sound_files, video_files
     from mi_jax.data.detector import named_detector
     from mi_jax.files import refuse_inputs
     from mi_jax.mesh import take_devices
-    from mi_jax.rates import FPS
+    from mi_jax.rates import FPS, SAMPLE_RATE
     from mi_jax.sample import avatar
     from mi_jax.sample.windows import plan_windows
 
     # Whatever can be wrong is found before a model is loaded: a mistake costs a second, not a minute.
-    media.check_video_path(out)
+    video_files.check_video_path(out)
     options = {
         "steps": steps,
         "guidance_audio": guidance_audio,
@@ -83,10 +83,13 @@ def animate(
         named_detector(face_model)
     take_devices(devices, seq)
     refuse_inputs(out, portrait, *audio, *mask)
-    pixels = None if portrait is None else media.read_image(portrait)
-    voices = [media.read_audio(path) for path in audio]
+    pixels = None if portrait is None else pictures.read_image(portrait)
+    voices = [sound_files.read_audio(path, seconds=seconds) for path in audio]
     for path in mask:
-        media.read_mask(path)
+        pictures.read_mask(path)
+    longest = max(map(len, voices), default=0) / SAMPLE_RATE
+    frames = avatar.num_frames(longest if seconds is None else seconds)
+    video_files.check_space(out, frames, config.height, config.width)
     loaded = avatar.load(model, devices=devices, seq=seq)
     with ProgressBar("denoising", "step") as bar:
         video = loaded.animate(
@@ -102,5 +105,5 @@ def animate(
             **options,
         )
     avatar.save_video(out, video, list(audio) or None)
-    frames, height, width, _ = video.shape
-    print(f"{out}: {frames / FPS:.2f} s, {frames} frames of {width}x{height}")
+    height, width = video_files.written_size(*video.shape[1:3])
+    print(f"{out}: {len(video) / FPS:.2f} s, {len(video)} frames of {width}x{height}")

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from mi_jax.data import media
+from mi_jax.data import pictures
 from mi_jax.data.detector import DetectorUnavailable, find_detector
 from mi_jax.errors import InputError
 from mi_jax.files import PathLike, reason
@@ -70,7 +70,7 @@ def _given_masks(portrait: np.ndarray, given: Sequence[MaskSource]) -> tuple[np.
     masks, notes = [], []
     for source in given:
         is_array = isinstance(source, np.ndarray)
-        mask = source > 0 if is_array else media.read_mask(source)
+        mask = source > 0 if is_array else pictures.read_mask(source)
         name = "given array" if is_array else str(source)
         if mask.ndim != 2:
             raise InputError(f"{name}: a mask is an array [H W], this is {list(mask.shape)}")

@@ -5,7 +5,7 @@ a recording that is all but silent they are told its noise, as loud as speech.
 """
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from mi_jax.rates import SAMPLE_RATE
 
@@ -16,6 +16,8 @@ QUIET_DB = -45.0
 TRIM_DB = 40.0
 """How far below a voice's loudest moment it counts as silent: speech spans about 30 dB."""
 LONG_SILENCE = 1.0  # seconds at either end that are worth a word
+LOST_DB = 20.0
+"""How far a mix may lie below its loudest channel: a voice in one of two channels alone is at 6."""
 
 
 def loudness(audio: Float32[np.ndarray, " n"], sample_rate: int = SAMPLE_RATE) -> float:
@@ -62,6 +64,16 @@ def mfcc(
         hop_length=round(hop * sample_rate), n_mels=40,
     )  # fmt: skip
     return np.ascontiguousarray(found.T.astype(np.float32))
+
+
+def lost_in_mix(power: Float[np.ndarray, " c"], mixed_power: float) -> int | None:
+    """The loudest channel, where next to nothing of it is in the mix (`LOST_DB`): channels that cancel each other out.
+
+    power, mixed_power: of the channels and of their mix, over the same samples. None: the mix is good.
+    """
+    if not len(power) or mixed_power >= 10 ** (-LOST_DB / 10) * power.max():
+        return None
+    return int(power.argmax())
 
 
 def remarks(audio: Float32[np.ndarray, " n"], name: str) -> list[str]:

@@ -224,7 +224,9 @@ def write_clip(folder: Path, clip) -> None:
     portrait.png, prompt.txt, video.mp4, attributes.json, and of the speaker mask.png, speech.wav, mouth.csv; of a
     duet's two speakers mask_1.png, mask_2.png and so on, from left to right.
     """
-    from mi_jax.data.media import write_audio, write_image, write_video
+    from mi_jax.data.pictures import write_image
+    from mi_jax.data.sound_files import write_audio
+    from mi_jax.data.video_files import write_video
 
     write_image(folder / "portrait.png", clip.video[0])
     single = clip.audio.ndim == 1

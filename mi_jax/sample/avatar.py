@@ -23,8 +23,9 @@ from PIL import Image
 from mi_jax.avatar.config import AvatarConfig
 from mi_jax.avatar.folders import find_model, load_encoders, save_avatar
 from mi_jax.conditions import Conditions
-from mi_jax.data import faces, media, sound
+from mi_jax.data import faces, pictures, sound, sound_files, video_files
 from mi_jax.data.features import Encoders, latent_mask, portrait_latents, prompt_features, to_pixels
+from mi_jax.data.samples import mono, samples_from
 from mi_jax.diffusion import add_noise, sigma_schedule
 from mi_jax.errors import InputError
 from mi_jax.files import PathLike
@@ -45,15 +46,19 @@ AUDIO_CHUNK = 64  # latent frames whose audio windows are in memory at a time
 log = logging.getLogger("mi_jax")
 
 
+Sound = Any
+"""A file, or samples of any library's array or a list."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Speaker:
     """A voice, and the region of the portrait that it moves.
 
-    audio: a file that FFmpeg reads, or samples [n] f32 at 16 kHz.
+    audio: a file that FFmpeg reads, or samples at 16 kHz (`data.samples.samples_from` says which kinds).
     mask: a PNG or a boolean array [H W] of the portrait; white or True is the face. None: it is looked for.
     """
 
-    audio: PathLike | np.ndarray
+    audio: Sound
     mask: PathLike | np.ndarray | None = None
 
 
@@ -123,7 +128,7 @@ class Avatar:
         check_request(config, portrait=portrait is not None, voices=len(speakers), seconds=seconds, seed=seed)
         avatar = dataclasses.replace(self, config=config)
         pixels = None if portrait is None else read_portrait(portrait)
-        voices = [read_voice(speaker.audio, f"voice {i + 1}") for i, speaker in enumerate(speakers)]
+        voices = [read_voice(speaker.audio, f"voice {i + 1}", seconds) for i, speaker in enumerate(speakers)]
         longest = max(map(len, voices), default=0) / SAMPLE_RATE
         frames = num_frames(longest if seconds is None else seconds)
         for i, heard in enumerate(voices, 1):
@@ -138,8 +143,6 @@ class Avatar:
             fit_masks(masks, *config.padded_size)  # what is wrong with them is said first, and alone
             log.info(how)
 
-        if seconds is not None:
-            voices = [voice[: round(seconds * SAMPLE_RATE)] for voice in voices]
         conditions = avatar.conditions(pixels, masks, voices, prompt, latent_frames)
         latents = avatar.denoise(
             conditions,
@@ -167,7 +170,7 @@ class Avatar:
         samples at 16 kHz, of any lengths; none for a silent video.
         """
         height, width = self.config.padded_size
-        face = None if portrait is None else media.fit_image(portrait, height, width)
+        face = None if portrait is None else pictures.fit_image(portrait, height, width)
         masks = fit_masks(masks, height, width)
         with self._on_mesh():
             features, dropped = prompt_features(self.encoders, portrait, prompt)
@@ -369,14 +372,16 @@ def read_portrait(portrait: Portrait) -> UInt8[np.ndarray, "H W 3"]:
         pixels = portrait
     elif isinstance(portrait, Image.Image):
         try:
-            pixels = media.rgb_from_image(portrait)
-        except (OSError, SyntaxError, ValueError) as fault:  # PIL reads a file's pixels when they are asked for
+            pixels = pictures.rgb_from_image(portrait, "portrait")
+        except InputError:
+            raise
+        except pictures.DAMAGED as fault:  # PIL reads a file's pixels when they are asked for
             raise InputError(f"portrait: cannot be read ({fault})") from None
     else:
-        return media.read_image(portrait)
-    if min(pixels.shape[:2]) < media.MIN_SIDE:
+        return pictures.read_image(portrait)
+    if min(pixels.shape[:2]) < pictures.MIN_SIDE:
         size = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        raise InputError(f"portrait: {size} is too small (at least {media.MIN_SIDE} px a side)")
+        raise InputError(f"portrait: {size} is too small (at least {pictures.MIN_SIDE} px a side)")
     return pixels
 
 
@@ -386,7 +391,7 @@ def fit_masks(masks: Sequence[np.ndarray] | np.ndarray, height: int, width: int)
     Raises:
       InputError: of a face nothing is left.
     """
-    fitted = [media.fit_mask(mask, height, width) for mask in masks]
+    fitted = [pictures.fit_mask(mask, height, width) for mask in masks]
     for number, mask in enumerate(fitted, 1):
         if not mask.any():
             raise InputError(
@@ -396,17 +401,15 @@ def fit_masks(masks: Sequence[np.ndarray] | np.ndarray, height: int, width: int)
     return fitted
 
 
-def read_voice(audio: PathLike | np.ndarray, name: str) -> Float32[np.ndarray, " n"]:
-    """Mono samples at 16 kHz of a file or an array; `name` is what an array is called in messages."""
-    if not isinstance(audio, np.ndarray):
-        return media.read_audio(audio)
-    if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
-        raise InputError(f"{name}: an array must be float samples [n] at 16 kHz, this is {audio.dtype} {audio.shape}")
-    if audio.size == 0:
-        raise InputError(f"{name}: sound without a single sample")
-    if not np.isfinite(audio).all():
-        raise InputError(f"{name}: sound holds samples that are not numbers (NaN or infinite)")
-    return audio.astype(np.float32)
+def read_voice(audio: Sound, name: str, seconds: float | None = None) -> Float32[np.ndarray, " n"]:
+    """Mono samples at 16 kHz of a file, or of samples at 16 kHz, which are called `name` in messages.
+
+    Of more than `seconds` only these. Raises InputError: see `read_audio` and `samples_from`.
+    """
+    if isinstance(audio, PathLike):
+        return sound_files.read_audio(audio, seconds=seconds)
+    samples = mono(samples_from(audio, name))
+    return samples if seconds is None else samples[: round(seconds * SAMPLE_RATE)]
 
 
 def load(
@@ -441,35 +444,58 @@ def load(
 
 
 def save_video(
-    path: PathLike,
-    video: UInt8[np.ndarray, "f H W 3"],
-    audio: PathLike | np.ndarray | Sequence[PathLike | np.ndarray] | None = None,
+    path: PathLike, video: UInt8[np.ndarray, "f H W 3"], audio: Sound | Sequence[Sound] | None = None
 ) -> None:
-    """Writes a video of 25 fps with its sound, cut or filled with silence to its length.
+    """Writes a video of 25 fps with its sound, cut or filled with silence to its length; stereo where a sound is.
 
     Args:
       path: .mp4, .m4v, .mov or .mkv, in a folder that exists.
-      audio: a sound file, samples [n] at 16 kHz, or several of these, which are mixed.
+      audio: a sound file, samples at 16 kHz (see `samples_from`), or a list of several of these, which are mixed.
 
     Raises:
       InputError: a sound cannot be read, or the file cannot be written.
     """
-    if audio is None:
-        media.write_video(path, video)
+    sources = _sources(audio)
+    if not sources:
+        video_files.write_video(path, video)
         return
-    sources = [audio] if isinstance(audio, str | os.PathLike | np.ndarray) else list(audio)
-    if any(isinstance(source, np.ndarray) for source in sources):
-        rate = SAMPLE_RATE
-    else:
-        rate = 48_000  # files keep more than the 16 kHz that the model hears
-    voices = [source if isinstance(source, np.ndarray) else media.read_audio(source, rate) for source in sources]
-    media.write_video(path, video, mix(voices, round(len(video) / FPS * rate)), sample_rate=rate)
+    seconds = len(video) / FPS
+    # files keep more than the 16 kHz that the model hears
+    rate = 48_000 if all(isinstance(source, PathLike) for source in sources) else SAMPLE_RATE
+    voices = []
+    for number, source in enumerate(sources, 1):
+        if isinstance(source, PathLike):
+            voices.append(sound_files.read_audio(source, rate, stereo=True, seconds=seconds))
+        else:
+            voices.append(samples_from(source, "audio" if len(sources) == 1 else f"audio {number}"))
+    mixed = mix(voices, round(seconds * rate))
+    peak = np.abs(mixed).max(initial=0)
+    if peak > 1 and rate == SAMPLE_RATE:
+        log.warning("audio: reaches %.2f times full scale, cut off at 1 in the video", peak)
+    video_files.write_video(path, video, mixed, sample_rate=rate)
 
 
-def mix(voices: Sequence[np.ndarray], length: int) -> Float32[np.ndarray, " n"]:
-    """The sum of voices over `length` samples, scaled down as a whole where it would clip."""
-    total = np.zeros(length, np.float32)
+def _sources(audio: Sound | Sequence[Sound] | None) -> list[Sound]:
+    """One entry per sound. A list of numbers is one sound."""
+    if audio is None:
+        return []
+    if isinstance(audio, PathLike) or hasattr(audio, "shape") or not isinstance(audio, Sequence):
+        return [audio]
+    numbers = len(audio) > 0 and not isinstance(audio[0], PathLike) and np.ndim(audio[0]) == 0
+    return [audio] if numbers else list(audio)
+
+
+def mix(
+    voices: Sequence[np.ndarray], length: int
+) -> Float32[np.ndarray, " {length}"] | Float32[np.ndarray, "{length} 2"]:
+    """The sum of voices ([n], [n 1] or [n 2]) over `length` samples, scaled down as a whole where it would clip.
+
+    In stereo if one of them is.
+    """
+    voices = [voice.reshape(len(voice), -1) for voice in voices]
+    total = np.zeros((length, max(voice.shape[1] for voice in voices)), np.float32)
     for voice in voices:
         total[: len(voice)] += voice[:length]
-    peak = np.abs(total).max(initial=0)
-    return total / max(1.0, peak) if len(voices) > 1 else total
+    if len(voices) > 1:
+        total /= max(1.0, np.abs(total).max(initial=0))
+    return total if total.shape[1] == 2 else total[:, 0]

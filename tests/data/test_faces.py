@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mi_jax.data import detector, faces, media
+from mi_jax.data import detector, faces, pictures
 from mi_jax.errors import InputError
 
 PORTRAIT = np.full((64, 96, 3), 127, np.uint8)
@@ -48,7 +48,7 @@ def detector_model() -> pathlib.Path:
 
 
 def write_mask(path: pathlib.Path, mask: np.ndarray) -> pathlib.Path:
-    media.write_image(path, mask.astype(np.uint8) * 255)
+    pictures.write_image(path, mask.astype(np.uint8) * 255)
     return path
 
 

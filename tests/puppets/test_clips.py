@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mi_jax.data import media
+from mi_jax.data import sound_files, video_files
 from mi_jax.errors import InputError
 from mi_jax.puppets.clips import SPLITS, Clip, draw, draw_portrait, write_puppets
 from mi_jax.puppets.duets import draw_duet
@@ -281,13 +281,13 @@ def test_files_are_written_complete(tmp_path):
     table = np.loadtxt(folder / "mouth.csv", delimiter=",", skiprows=1)
     np.testing.assert_array_equal(table[:, 0], np.arange(25))
     np.testing.assert_allclose(table[:, 1:], clip.mouth, atol=1e-5)
-    np.testing.assert_allclose(media.read_audio(folder / "speech.wav"), clip.audio, atol=1e-4)
+    np.testing.assert_allclose(sound_files.read_audio(folder / "speech.wav"), clip.audio, atol=1e-4)
     assert json.loads((folder / "attributes.json").read_text()) == json.loads(json.dumps(clip.attributes))
     assert (folder / "video.mp4").stat().st_size > 5000
 
 
 def test_a_failure_leaves_no_half_written_clip(tmp_path, monkeypatch):
-    real, calls = media.write_video, []
+    real, calls = video_files.write_video, []
 
     def fails_on_the_second(path, *args, **kwargs):
         calls.append(path)
@@ -295,7 +295,7 @@ def test_a_failure_leaves_no_half_written_clip(tmp_path, monkeypatch):
             raise OSError("disk full")
         return real(path, *args, **kwargs)
 
-    monkeypatch.setattr(media, "write_video", fails_on_the_second)
+    monkeypatch.setattr(video_files, "write_video", fails_on_the_second)
     with pytest.raises(OSError, match="disk full"):
         write_puppets(tmp_path, 3, seed=0, seconds=0.4, progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["00000"]
@@ -350,6 +350,6 @@ def test_a_duet_is_the_same_again_and_written_by_speaker(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(folder / "portrait.png")), duet.video[0])
     for k in range(2):
         np.testing.assert_array_equal(np.asarray(Image.open(folder / f"mask_{k + 1}.png")) > 0, duet.mask[k])
-        np.testing.assert_allclose(media.read_audio(folder / f"speech_{k + 1}.wav"), duet.audio[k], atol=1e-4)
+        np.testing.assert_allclose(sound_files.read_audio(folder / f"speech_{k + 1}.wav"), duet.audio[k], atol=1e-4)
         table = np.loadtxt(folder / f"mouth_{k + 1}.csv", delimiter=",", skiprows=1)
         np.testing.assert_allclose(table[:, 1:], duet.mouth[k], atol=1e-5)

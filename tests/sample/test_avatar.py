@@ -14,16 +14,17 @@ import pytest
 from flax import nnx
 from PIL import Image
 from tiny_avatar import make_avatar, portrait, tiny_config, voice
+from tiny_media import write_wav
 
 import mi_jax
 from mi_jax.avatar.folders import find_model
-from mi_jax.data import faces, media
+from mi_jax.data import faces, pictures, sound_files
 from mi_jax.errors import InputError
 from mi_jax.mesh import make_mesh
 from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.wav2vec2 import hidden_states
 from mi_jax.sample import avatar as avatar_module
-from mi_jax.sample.avatar import Avatar, Speaker, load, mix, num_frames, save_video
+from mi_jax.sample.avatar import Avatar, Speaker, load, mix, num_frames, read_voice, save_video
 from mi_jax.sample.windows import plan_windows
 
 SECONDS = 0.5  # every test animates the same 12 frames in 4 latent frames, compiled once
@@ -82,11 +83,11 @@ def test_frames_seed_and_every_input_decide_the_video(avatar):
 
 def test_every_kind_of_input_means_the_same(avatar, tmp_path):
     video = animate(avatar)
-    media.write_image(tmp_path / "portrait.png", portrait())
+    pictures.write_image(tmp_path / "portrait.png", portrait())
     encoded = (voice(SECONDS) * 32767).round() / 32767
-    media.write_audio(tmp_path / "speech.wav", encoded.astype(np.float32))
+    sound_files.write_audio(tmp_path / "speech.wav", encoded.astype(np.float32))
     mask = np.ones(portrait().shape[:2], bool)
-    media.write_image(tmp_path / "mask.png", mask.astype(np.uint8) * 255)
+    pictures.write_image(tmp_path / "mask.png", mask.astype(np.uint8) * 255)
     files = Speaker(tmp_path / "speech.wav", tmp_path / "mask.png")
     from_files = animate(avatar, portrait=tmp_path / "portrait.png", speakers=[files])
     assert np.abs(from_files.astype(int) - video).max() <= 3  # 16-bit sound
@@ -249,7 +250,7 @@ def test_it_says_which_mask_and_what_was_cut(avatar, caplog, tmp_path):
     assert "face mask: the whole picture (no detector here)" in caplog.text
     assert "its last 99" in caplog.text
     caplog.clear()
-    media.write_image(tmp_path / "m.png", np.full((20, 24), 255, np.uint8))
+    pictures.write_image(tmp_path / "m.png", np.full((20, 24), 255, np.uint8))
     animate(avatar, prompt="", speakers=[Speaker(voice(SECONDS), tmp_path / "m.png")])
     assert "resized from 24x20 to 48x40" in caplog.text
     assert "prompt" not in caplog.text
@@ -269,7 +270,7 @@ def torn_picture() -> Image.Image:
         ({"speakers": [Speaker(voice(0.5))] * 2}, "2 voices, but no detector here: give one face mask per voice"),
         ({"speakers": [Speaker(np.zeros(0, np.float32))]}, "voice 1: sound without a single sample"),
         ({"speakers": [Speaker(np.full(800, np.nan, np.float32))]}, "voice 1: .*NaN"),
-        ({"speakers": [Speaker(np.zeros((800, 2), np.float32))]}, "voice 1: an array must be float samples"),
+        ({"speakers": [Speaker(np.zeros((800, 3), np.float32))]}, r"voice 1: samples are \[n\] or \[n 2\]"),
         ({"speakers": [Speaker("nowhere.wav")]}, "nowhere.wav: audio not found"),
         ({"portrait": np.zeros((4, 4, 3), np.uint8)}, "portrait: 4x4 is too small"),
         ({"portrait": np.zeros((64, 64), np.uint8)}, r"portrait: an array must be uint8 \[H W 3\]"),
@@ -340,17 +341,69 @@ def test_unknown_and_damaged_models(avatar, tmp_path):
 
 def test_saved_video_holds_the_voices_at_the_length_of_the_video(tmp_path):
     video = np.zeros((25, 32, 32, 3), np.uint8)
-    media.write_audio(tmp_path / "a.wav", voice(2.0))
+    sound_files.write_audio(tmp_path / "a.wav", voice(2.0))
     save_video(tmp_path / "a.mp4", video, tmp_path / "a.wav")
-    sound = media.read_audio(tmp_path / "a.mp4")
+    sound = sound_files.read_audio(tmp_path / "a.mp4")
     assert len(sound) == 16000
     assert np.corrcoef(sound, voice(2.0)[:16000])[0, 1] > 0.95
     save_video(tmp_path / "b.mp4", video, [voice(0.5), tmp_path / "a.wav"])
     both = voice(2.0)[:16000] + np.pad(voice(0.5), (0, 8000))
-    assert np.corrcoef(media.read_audio(tmp_path / "b.mp4"), both)[0, 1] > 0.95
+    assert np.corrcoef(sound_files.read_audio(tmp_path / "b.mp4"), both)[0, 1] > 0.95
     save_video(tmp_path / "c.mp4", video)
     with pytest.raises(InputError, match="no sound"):
-        media.read_audio(tmp_path / "c.mp4")
+        sound_files.read_audio(tmp_path / "c.mp4")
+
+
+def tone(amplitude: float = 0.5) -> np.ndarray:
+    return (amplitude * np.sin(0.1 * np.arange(16000))).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda x: (x * 2**15).astype(np.int16),
+        lambda x: jnp.asarray(x),
+        lambda x: x.tolist(),
+        lambda x: [x],
+        lambda x: [x.tolist()],
+        lambda x: x[None],
+    ],
+)
+def test_samples_of_any_kind_are_the_sound_of_a_video(tmp_path, given):
+    save_video(tmp_path / "a.mp4", np.zeros((25, 32, 32, 3), np.uint8), given(tone()))
+    read = sound_files.read_audio(tmp_path / "a.mp4")
+    assert np.corrcoef(read, tone())[0, 1] > 0.99
+    assert read.std() == pytest.approx(tone().std(), rel=0.02)
+
+
+def test_stereo_stays_stereo_in_a_video(tmp_path):
+    video = np.zeros((25, 32, 32, 3), np.uint8)
+    stereo = np.stack([tone(), tone(0.1)], -1)
+    write_wav(tmp_path / "a.wav", (stereo * 2**15).astype(np.int16))
+    for source in (stereo, stereo.T, tmp_path / "a.wav", [tmp_path / "a.wav", np.zeros(100, np.float32)]):
+        save_video(tmp_path / "a.mp4", video, source)
+        read = sound_files.read_audio(tmp_path / "a.mp4", stereo=True)
+        np.testing.assert_allclose(read.std(axis=0), stereo.std(axis=0), rtol=0.05)
+    assert (read_voice(stereo.T, "voice 1") == stereo.mean(axis=1)).all()
+
+
+def test_samples_that_cannot_be_meant_are_refused_before_the_video_is_written(tmp_path, caplog):
+    video = np.zeros((5, 32, 32, 3), np.uint8)
+    for source, message in (
+        (tone() * 2**15, "audio: samples reach 16384"),
+        ([tone(), np.zeros((5, 5))], "audio 2: samples are"),
+        ([1, 2, 3], "audio: samples are"),
+        (3.5, "audio: samples are"),
+        ([None], "audio: samples are"),
+    ):
+        with pytest.raises(InputError, match=message):
+            save_video(tmp_path / "a.mp4", video, source)
+    assert list(tmp_path.iterdir()) == []
+    assert not caplog.records
+    save_video(tmp_path / "a.mp4", video, tone(1.5))
+    assert [record.getMessage() for record in caplog.records] == [
+        "audio: reaches 1.50 times full scale, cut off at 1 in the video"
+    ]
 
 
 def test_mixed_voices_never_clip_and_one_is_left_alone():

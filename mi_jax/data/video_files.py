@@ -1,0 +1,164 @@
+"""Video in and out of files, by PyAV (no ffmpeg binary).
+
+Every fault of a file is an `InputError` of one line that names the file and what is wrong with it. Files are written
+beside their final name and renamed when whole, so a reader never meets half a video.
+"""
+
+import pathlib
+import shutil
+from collections.abc import Iterable
+from fractions import Fraction
+
+import av
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from mi_jax.data.containers import Losses, decoded, opened, track
+from mi_jax.errors import InputError
+from mi_jax.files import PathLike, check_writable, existing_file, written_beside
+from mi_jax.rates import FPS, SAMPLE_RATE
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")  # containers that hold H.264 and AAC
+LEAST_BITS = 0.05
+"""Of a pixel in a frame. Puppets take 0.5 at 96x96; the larger a picture and the smoother, the less."""
+
+
+def check_video_path(path: PathLike) -> pathlib.Path:
+    """As `check_writable`, for a video: the suffix must name a container for H.264 and AAC."""
+    path = pathlib.Path(path)
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise InputError(f"{path}: the name of a video must end in one of {', '.join(VIDEO_SUFFIXES)}")
+    return check_writable(path)
+
+
+def check_space(path: PathLike, frames: int, height: int, width: int) -> None:
+    """Raises InputError where not even a video of little movement fits on the disk (`LEAST_BITS`)."""
+    needed, free = frames * height * width * LEAST_BITS / 8, shutil.disk_usage(pathlib.Path(path).parent).free
+    if needed > free:
+        raise InputError(
+            f"{path}: {frames / FPS:.0f} s of video take {needed / 1e6:.0f} MB at least, {free / 1e6:.0f} MB are free"
+        )
+
+
+def read_video(path: PathLike) -> tuple[UInt8[np.ndarray, "f H W 3"], float]:
+    """All frames of a video as RGB, upright by its rotation tag, and its frames per second.
+
+    Of several tracks the one that FFmpeg takes. What cannot be decoded is left out, and said in the log.
+
+    Raises InputError: missing, unreadable, or without a frame, or of frames of several sizes.
+    """
+    path = existing_file(path, "video")
+    losses = Losses()
+    with opened(path, "a video") as container:
+        stream = track(path, container, "video", "picture track")
+        rate = float(stream.average_rate or stream.guessed_rate or FPS)
+        frames = [_upright(frame) for frame in decoded(container, stream, losses)]
+        if not frames and losses.fault is not None:
+            raise losses.fault
+    if not frames:
+        raise InputError(f"{path}: video without a single frame")
+    if len({frame.shape for frame in frames}) > 1:
+        raise InputError(f"{path}: video whose pictures change their size")
+    losses.warn(path)
+    return np.stack(frames), rate
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    pixels = frame.to_ndarray(format="rgb24")
+    return np.rot90(pixels, k=round(frame.rotation / 90)) if frame.rotation else pixels
+
+
+def write_video(
+    path: PathLike,
+    frames: UInt8[np.ndarray, "f H W 3"] | Iterable[np.ndarray],
+    audio: Float32[np.ndarray, " n"] | Float32[np.ndarray, "n c"] | None = None,
+    *,
+    fps: int = FPS,
+    sample_rate: int = SAMPLE_RATE,
+    crf: int = 16,
+) -> None:
+    """Writes H.264 (yuv420p, BT.709) and, where `audio` is given, AAC.
+
+    Args:
+      path: ends in .mp4, .m4v, .mov or .mkv; its folder exists.
+      frames: an array or an iterator of uint8 RGB frames of one size; odd sizes grow to `written_size` by repeating
+        their last row or column.
+      audio: samples in [-1, 1] (clipped there), mono or one or two channels last.
+      crf: x264's constant quality; lower is better and larger.
+
+    Raises: InputError where the file cannot be written; ValueError for no frame, or audio that is not finite.
+    """
+    path = check_video_path(path)
+    if audio is not None:
+        audio = audio[:, None] if audio.ndim == 1 else audio
+        if audio.shape[1] not in (1, 2):
+            raise ValueError(f"audio has {audio.shape[1]} channels, 1 or 2 can be written")
+        if not np.isfinite(audio).all():
+            raise ValueError("audio holds samples that are not finite")
+    with written_beside(path) as partial, av.open(f"file:{partial}", "w", options=_muxer_options(path)) as container:
+        video, sound, written = None, None, 0
+        for index, pixels in enumerate(frames):
+            if video is None:
+                video = _add_video(container, pixels.shape, fps, crf)
+                sound = None if audio is None else _add_sound(container, audio, sample_rate)
+            frame = av.VideoFrame.from_ndarray(_even(pixels), format="rgb24")
+            frame.pts = index
+            frame = frame.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED)
+            container.mux(video.encode(frame))
+            if sound is not None:  # the sound under this frame follows it: neither track waits in memory
+                until = (index + 1) * sample_rate // fps
+                written = _mux_sound(container, sound, audio, written, until)
+        if video is None:
+            raise ValueError(f"{path}: no frame to write")
+        container.mux(video.encode(None))
+        if sound is not None:
+            _mux_sound(container, sound, audio, written, len(audio))
+            container.mux(sound.encode(None))
+
+
+_BT709 = 1  # the same number in FFmpeg's matrix, primaries and transfer lists (ITU-T H.273)
+_LIMITED = 1  # AVCOL_RANGE_MPEG
+
+
+def _muxer_options(path: pathlib.Path) -> dict[str, str]:
+    return {} if path.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
+
+
+def written_size(height: int, width: int) -> tuple[int, int]:
+    """The size of the video that frames are written to: even, since yuv420p shares colour between 2x2 pixels."""
+    return height + height % 2, width + width % 2
+
+
+def _even(pixels: np.ndarray) -> np.ndarray:
+    height, width, _ = pixels.shape
+    return np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def _add_video(container, shape: tuple[int, ...], fps: int, crf: int):
+    stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": "medium"})
+    stream.height, stream.width = written_size(*shape[:2])
+    stream.pix_fmt = "yuv420p"
+    stream.time_base = Fraction(1, fps)
+    # untagged video is read as BT.601 by some players and BT.709 by others
+    context = stream.codec_context
+    context.colorspace = context.color_primaries = context.color_trc = _BT709
+    context.color_range = _LIMITED
+    return stream
+
+
+def _add_sound(container, audio: np.ndarray, sample_rate: int):
+    stream = container.add_stream("aac", rate=sample_rate)
+    stream.layout = "mono" if audio.shape[1] == 1 else "stereo"
+    return stream
+
+
+def _mux_sound(container, sound, audio: np.ndarray, start: int, stop: int) -> int:
+    """Encodes samples [start, stop); returns where to go on."""
+    stop = min(stop, len(audio))
+    if stop <= start:
+        return start
+    planar = np.ascontiguousarray(np.clip(audio[start:stop], -1, 1).T, dtype=np.float32)
+    frame = av.AudioFrame.from_ndarray(planar, format="fltp", layout=sound.layout.name)
+    frame.sample_rate, frame.pts, frame.time_base = sound.rate, start, Fraction(1, sound.rate)
+    container.mux(sound.encode(frame))
+    return stop
