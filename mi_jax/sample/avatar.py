@@ -15,13 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, UInt8
 from PIL import Image
 
 from mi_jax.avatar.config import AvatarConfig
-from mi_jax.avatar.folders import find_model, load_encoders, save_avatar
+from mi_jax.avatar.folders import load_models, save_avatar
 from mi_jax.conditions import Conditions
 from mi_jax.data import faces, media, sound
 from mi_jax.data.features import Encoders, latent_mask, portrait_latents, prompt_features, to_pixels
@@ -38,7 +37,6 @@ from mi_jax.sample.guidance import Guidance
 from mi_jax.sample.layout import group_size, mesh_shape
 from mi_jax.sample.sliding_window import sliding_window
 from mi_jax.sample.windows import plan_windows
-from mi_jax.weights.native import load_into
 
 AUDIO_CHUNK = 64  # latent frames whose audio windows are in memory at a time
 
@@ -433,10 +431,7 @@ def load(
         raise InputError("load takes a mesh, or devices and seq, not both")
     else:
         fits_mesh = False
-    config, encoders = load_encoders(name, mesh=mesh)
-    dit = load_into(
-        find_model(name), "dit", lambda: DiT(config.dit, rngs=nnx.Rngs(0)), dtype=jnp.dtype(config.dtype), mesh=mesh
-    )
+    config, encoders, dit = load_models(name, mesh=mesh)
     return Avatar(config=config, dit=dit, encoders=encoders, mesh=mesh, fits_mesh=fits_mesh)
 
 
