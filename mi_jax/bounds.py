@@ -74,6 +74,11 @@ Pixels = Annotated[int, Within(1, 8192)]
 """A side of a picture."""
 LatentFrames = Annotated[int, Within(1, 10_000)]
 """Of a window, or of a clip to train on: 10,000 are 26 minutes."""
+Devices = Annotated[int, Within(1, 10**6)]
+Workers = Annotated[int, Within(0, 1024)]
+"""Processes beside this one."""
+Count = Annotated[int, Within(0, 10**9)]
+"""Of clips, or the number of one."""
 Batch = Annotated[int, Within(1, 10**6)]
 Steps = Annotated[int, Within(1, 10**9)]
 """Of an optimiser."""
@@ -81,6 +86,12 @@ SamplingSteps = Annotated[int, Within(1, 10_000)]
 Guidance = Annotated[float, Within(-100, 100)]
 Shift = Annotated[float, Within(above=0, most=1000)]
 """Of noise levels (`diffusion.shift_sigma`)."""
+Seconds = Annotated[float, Within(above=0, most=10**7)]
+"""Of a video; what memory has room for is another matter (`sample.sizes`)."""
+ClipSeconds = Annotated[float, Within(0.2, 3600)]
+"""Of a drawn clip."""
+PuppetSize = Annotated[int, Within(16, 1024)]
+"""Side of a drawn picture, in pixels."""
 Seed = Annotated[int, Within(0, 2**32 - 1)]
 
 

@@ -45,8 +45,6 @@ def regular_file(path: PathLike) -> pathlib.Path:
     path = pathlib.Path(path)
     try:
         kind = path.stat().st_mode
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError) as fault:  # a name with a NUL is a ValueError
         raise InputError(f"{path}: {reason(fault)}") from None
     if not stat.S_ISREG(kind):

@@ -6,7 +6,6 @@ Models that lack a part take what they have: without audio attention the video i
 
 import dataclasses
 import logging
-import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,6 +20,7 @@ from PIL import Image
 
 from mi_jax.avatar.config import AvatarConfig
 from mi_jax.avatar.folders import load_models, save_avatar
+from mi_jax.bounds import Seconds, fault_of
 from mi_jax.conditions import Conditions
 from mi_jax.data import faces, media, sound
 from mi_jax.data.features import Encoders, latent_mask, portrait_latents, prompt_features, to_pixels
@@ -35,6 +35,7 @@ from mi_jax.models.wav2vec2 import hidden_states
 from mi_jax.rates import FPS, SAMPLE_RATE
 from mi_jax.sample.guidance import Guidance
 from mi_jax.sample.layout import group_size, mesh_shape
+from mi_jax.sample.sizes import check_memory
 from mi_jax.sample.sliding_window import sliding_window
 from mi_jax.sample.windows import plan_windows
 
@@ -124,6 +125,7 @@ class Avatar:
         voices = [read_voice(speaker.audio, f"voice {i + 1}") for i, speaker in enumerate(speakers)]
         longest = max(map(len, voices), default=0) / SAMPLE_RATE
         frames = num_frames(longest if seconds is None else seconds)
+        check_memory(config, frames, len(voices), window)
         for i, heard in enumerate(voices, 1):
             for remark in sound.remarks(heard, f"voice {i}"):
                 log.warning("%s", remark)
@@ -335,7 +337,8 @@ def check_request(config: AvatarConfig, *, portrait: bool, voices: int, seconds:
     """Whether a model can make a video of what it is given; asked before anything large is loaded.
 
     Raises:
-      InputError: a portrait, voices or a length are missing, or given to a model that has no use for them.
+      InputError: a portrait, voices or a length are missing, or given to a model that has no use for them; or the video
+        is more than the machine's memory holds.
     """
     sees, hears = config.dit.image_to_video or config.dit.token_replace, config.dit.audio is not None
     if sees and not portrait:
@@ -347,14 +350,14 @@ def check_request(config: AvatarConfig, *, portrait: bool, voices: int, seconds:
     if not voices and seconds is None:
         raise InputError(f"no {'voice and no ' * hears}length: a silent video needs its length in seconds")
     if seconds is not None:
-        num_frames(seconds)
+        check_memory(config, num_frames(seconds), voices, window=1)
     if not 0 <= seed < 2**32:
         raise InputError(f"seed is {seed}, must lie in 0 .. 2^32 - 1")
 
 
 def num_frames(seconds: float) -> int:
     """Video frames of a sound: seconds x 25, rounded, at least one."""
-    if not (math.isfinite(seconds) and seconds > 0):
+    if fault_of(Seconds, seconds, ""):
         raise InputError(f"a video of {seconds} seconds cannot be made")
     return max(1, round(seconds * FPS))
 
