@@ -140,7 +140,7 @@ def fault_of(hint: Any, value: Any, name: str) -> str | None:
         kind, words = _NUMBERS[hint]
         if not isinstance(value, kind) or isinstance(value, bool):
             return f"{name} is {shown(value)}, must be {words}"
-        return None if hint is int or math.isfinite(value) else f"{name} is {value}, must be a finite number"
+        return None if hint is int or _is_finite(value) else f"{name} is {shown(value)}, must be a finite number"
     if hint in _OTHERS:
         return None if isinstance(value, hint) else f"{name} is {shown(value)}, must be {_OTHERS[hint]}"
     if dataclasses.is_dataclass(hint) and not isinstance(value, hint):
@@ -161,4 +161,13 @@ def _tuple_fault(items: tuple[Any, ...], value: Any, name: str) -> str | None:
 
 def shown(value: Any) -> str:
     """A value in a message, of bounded length."""
+    if isinstance(value, int) and value.bit_length() > 100:
+        return f"a number of {value.bit_length()} bits"
     return str(value) if isinstance(value, float) else reprlib.repr(value)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False

@@ -32,7 +32,8 @@ class CLIPVisionConfig:
     mlp_width: Width
     depth: Depth
     heads: Heads
-    feature_layer: int = -2  # index into [embedding, layer 1, ..., layer `depth`]; LLaVA reads the last but one
+    feature_layer: Annotated[int, Within(-1025, 1024)] = -2
+    """Index into [embedding, layer 1, ..., layer `depth`]; LLaVA reads the last but one."""
     norm_eps: Epsilon = 1e-5
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # of the pictures CLIP was trained on
     std: tuple[_Spread, _Spread, _Spread] = (0.26862954, 0.26130258, 0.27577711)

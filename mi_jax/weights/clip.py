@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from mi_jax.bounds import shown
 from mi_jax.errors import InputError
 from mi_jax.files import reason
 from mi_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVisionConfig
@@ -119,7 +118,7 @@ def read_config(checkpoint: Checkpoint, *kinds: str) -> Any:
     stored = read_json(path)
     check_folder(path.parent)
     if stored.get("model_type") not in kinds:  # before transformers chooses a class by it
-        raise InputError(f"{path}: of a {shown(stored.get('model_type'))}, not of a {' or '.join(kinds)}")
+        raise InputError(f"{path}: of a {str(stored.get('model_type'))[:40]}, not of a {' or '.join(kinds)}")
     try:
         return AutoConfig.from_pretrained(path.parent, local_files_only=True, trust_remote_code=False)
     except Exception as error:

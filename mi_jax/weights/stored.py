@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import NamedTuple
 
+from mi_jax.bounds import shown
 from mi_jax.errors import InputError
 from mi_jax.files import reason
 from mi_jax.untrusted import MOST_BYTES, read_json, regular_file
@@ -20,8 +21,9 @@ def read_index(path: pathlib.Path) -> list[pathlib.Path]:
         raise InputError(f"{path}: not an index of weights (it has no weight_map of names)")
     files = sorted(set(weight_map.values()))
     for file in files:
-        if not file or "\\" in file or pathlib.PurePath(file).is_absolute() or ".." in pathlib.PurePath(file).parts:
-            raise InputError(f"{path}: names {file!r}, which is no file in its folder")
+        name = pathlib.PurePath(file)
+        if not file or len(file) > 255 or "\\" in file or name.is_absolute() or ".." in name.parts:
+            raise InputError(f"{path}: names {shown(file)}, which is no file in its folder")
     return [path.parent / file for file in files]
 
 
