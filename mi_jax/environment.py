@@ -8,6 +8,7 @@ from typing import Any
 
 from mi_jax import caches
 from mi_jax.data import detector
+from mi_jax.memory import as_size, host_bytes
 
 LIBRARIES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "av",
@@ -34,7 +35,7 @@ def describe() -> dict[str, Any]:
     return {
         "mi_jax": {"version": _version("mi-jax"), "place": str(pathlib.Path(__file__).parent)},
         "python": platform.python_version(),
-        "system": {"name": platform.platform(), "cores": os.cpu_count(), "memory_bytes": _memory()},
+        "system": {"name": platform.platform(), "cores": os.cpu_count(), "memory_bytes": host_bytes()},
         "libraries": libraries,
         "plugins": {name: _version(name) for name in PLUGINS if _version(name)},
         **_devices(),
@@ -47,7 +48,7 @@ def describe() -> dict[str, Any]:
 def page(found: dict[str, Any]) -> str:
     """What `describe` found, as a page for people."""
     system, kept = found["system"], found["caches"]
-    memory = f", {_size(system['memory_bytes'])} memory" if system["memory_bytes"] else ""
+    memory = f", {as_size(system['memory_bytes'])} memory" if system["memory_bytes"] else ""
     lines = [
         f"mi_jax {found['mi_jax']['version']} in {found['mi_jax']['place']}",
         f"Python {found['python']} on {system['name']}, {system['cores']} cores{memory}",
@@ -61,13 +62,13 @@ def page(found: dict[str, Any]) -> str:
     if "devices_fault" in found:
         lines.append(f"  none: {found['devices_fault']}")
     for device in found["devices"]:
-        memory = f", {_size(device['memory_bytes'])} each" if device["memory_bytes"] else ""
+        memory = f", {as_size(device['memory_bytes'])} each" if device["memory_bytes"] else ""
         lines.append(f"  {device['count']} x {device['kind']} ({device['platform']}){memory}")
     programs, model = kept["programs"], kept["face_model"]
     told = "off"
     if programs:
         number = f"{programs['files']} file{'s' * (programs['files'] != 1)}"
-        told = f"{programs['place']}: {number}, {_size(programs['bytes'])}"
+        told = f"{programs['place']}: {number}, {as_size(programs['bytes'])}"
     lines += ["", "caches", *_rows([("programs", told), ("face detector", _detector_line(model))]), "", "extras"]
     lines += _rows(
         (name, ("there: " if extra["installed"] else f"pip install 'mi-jax[{name}]': ") + extra["purpose"])
@@ -82,13 +83,6 @@ def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on every system
         return None
 
 
@@ -135,11 +129,3 @@ def _rows(pairs) -> list[str]:
     pairs = list(pairs)
     width = max((len(name) for name, _ in pairs), default=0)
     return [f"  {name:{width}}  {value}" for name, value in pairs]
-
-
-def _size(count: int) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count = count / 1024
-    return f"{count:.4g} GiB"

@@ -1,9 +1,11 @@
-"""How much memory a process takes of a GPU, and how much is left there and on the host."""
+"""How much memory there is: of a GPU what a process takes and what is left, and on the host."""
 
 import os
 import pathlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from mi_jax.errors import InputError
 
 if TYPE_CHECKING:  # JAX must not start before `claim_gpu_memory`
     import jax
@@ -36,3 +38,32 @@ def available_bytes() -> int | None:
     except (OSError, ValueError, IndexError):
         pass
     return min(left, default=None)
+
+
+def host_bytes() -> int | None:
+    """Memory of the machine, or of the container (cgroup 2) where that is less; None where the system does not tell."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return None
+    try:
+        return min(total, int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # none, or "max"
+        return total
+
+
+def check_host_memory(wanted: int, what: str) -> None:
+    """Raises InputError where `what` takes more bytes than the machine has: a line beforehand instead of a process that
+    the system ends. `wanted` is the least that it can be done with."""
+    there = host_bytes()
+    if there is not None and wanted > there:
+        raise InputError(f"{what} takes at least {as_size(wanted)} of memory, this machine has {as_size(there)}")
+
+
+def as_size(count: int | float) -> str:
+    """Bytes for people: "3.52 GiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}" if unit != "GiB" else f"{count:.4g} GiB"
+        count = count / 1024
+    return f"{count:.4g} TiB"

@@ -1,9 +1,9 @@
 """What the config.json of a model folder says of a whole avatar."""
 
 import dataclasses
-import math
-from typing import Literal
+from typing import Annotated, Literal
 
+from mi_jax.bounds import Guidance, Pixels, SamplingSteps, Share, Shift, Within, check_fields
 from mi_jax.errors import InputError
 from mi_jax.models.dit import DiTConfig
 from mi_jax.models.mllm import MLLMConfig
@@ -29,16 +29,19 @@ class AvatarConfig:
     vae: VAEConfig
     wav2vec2: Wav2Vec2Config | None
     mllm: MLLMConfig
-    height: int
-    width: int
-    steps: int
-    shift: float
-    guidance_audio: float = 0.0
-    guidance_text: float = 0.0
-    embedded_guidance: float = 6.0
-    portrait_in_noise: float = 0.0
-    lead_in: int = 0
+    height: Pixels
+    width: Pixels
+    steps: SamplingSteps
+    shift: Shift
+    guidance_audio: Guidance = 0.0
+    guidance_text: Guidance = 0.0
+    embedded_guidance: Guidance = 6.0
+    portrait_in_noise: Share = 0.0
+    lead_in: Annotated[int, Within(0, 1000)] = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        check_fields(self)
 
     @classmethod
     def puppet(cls) -> "AvatarConfig":
@@ -76,14 +79,9 @@ class AvatarConfig:
         """A copy with those of `options` that are not None.
 
         Raises:
-          InputError: a video cannot be made so: no step, a weight that is no finite number, sides under one patch.
+          InputError: a video cannot be made so: a number out of its bounds, sides under one patch.
         """
         new = dataclasses.replace(self, **{name: value for name, value in options.items() if value is not None})
-        if new.steps < 1:
-            raise InputError(f"steps is {new.steps}, at least 1 is needed")
-        weights = {"audio": new.guidance_audio, "text": new.guidance_text}
-        if not all(map(math.isfinite, weights.values())):
-            raise InputError(f"guidance weights must be finite numbers, got {weights}")
         least = new.vae.spatial_stride * max(new.dit.patch[1:])
         if min(new.height, new.width) < least:
             raise InputError(f"a video of {new.width}x{new.height} pixels cannot be made: at least {least} a side")

@@ -8,7 +8,7 @@ import logging
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from mi_jax.models.clip import CLIPTextConfig
 from mi_jax.models.dit import DiTConfig
 from mi_jax.models.mllm import MLLMConfig
 from mi_jax.models.prompts import IMAGE_TOKEN, PromptConfig, read_tokenizer
+from mi_jax.untrusted import check_folder
 from mi_jax.weights import clip, hunyuan_vae, hunyuan_video, llava, wav2vec2
 from mi_jax.weights.configs import config_to_json
 from mi_jax.weights.rows import Part, write_model
@@ -104,10 +105,12 @@ def convert(
     paths = {"vae": vae, "text_encoder": text_encoder, "clip": clip_text, "wav2vec2": audio_encoder}
     refuse_inside(out, source, *paths.values())
     if family not in DENOISERS:
+        _check_folders([source, *paths.values()])
         _one_part(family, source, paths, extend, collected)
         missing = []
     else:
         places = {name: _place(source, name, paths.get(name), family, extend) for name in _PLACES}
+        _check_folders([places["dit"] or source, *places.values()])
         _denoiser(family, places["dit"] or source, places, extend, seed, collected)
         missing = [name for name in _needed(collected.configs["dit"]) if name not in collected.configs]
     config = {name: config_to_json(part) for name, part in collected.configs.items()}
@@ -119,6 +122,15 @@ def convert(
     for warning in collected.warnings:
         log.warning(warning)
     return Converted(list(collected.configs), missing, unused)
+
+
+def _check_folders(parts: Iterable[str | os.PathLike | None]) -> None:
+    """Whether the folders of all parts, and the tokenizers beside them, hold data alone: asked before the first one is
+    opened."""
+    for part in (pathlib.Path(part) for part in parts if part is not None):
+        for folder in (part, part.parent / "tokenizer", part.parent / "tokenizer_2"):
+            if folder.is_dir():
+                check_folder(folder)
 
 
 def _needed(dit: DiTConfig) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import importlib.resources
 import os
 import pathlib
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,14 +15,16 @@ from jax.sharding import Mesh
 from mi_jax.avatar.config import AvatarConfig
 from mi_jax.data.features import Encoders
 from mi_jax.errors import InputError
+from mi_jax.files import reason
 from mi_jax.models.clip import CLIPText, CLIPTextConfig
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.mllm import MLLM, MLLMConfig
 from mi_jax.models.prompts import Prompter
 from mi_jax.models.vae import VAE, VAEConfig
 from mi_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
+from mi_jax.untrusted import check_folder
 from mi_jax.weights.configs import config_from_json, config_to_json
-from mi_jax.weights.native import CONFIG, load_into, read_config, save_model
+from mi_jax.weights.native import CONFIG, check_weights, load_into, read_config, save_model
 
 _PARTS: dict[str, tuple[type, type]] = {
     "dit": (DiTConfig, DiT),
@@ -42,7 +45,7 @@ def avatar_config(name: str | os.PathLike) -> AvatarConfig:
     stored = read_config(folder)
     if stored and stored.keys() <= _PARTS.keys():
         raise InputError(f"{folder / CONFIG}: of a folder of parts ({', '.join(stored)}), not of a whole avatar")
-    return config_from_json(AvatarConfig, stored, str(folder / CONFIG))
+    return config_from_json(AvatarConfig, stored, folder / CONFIG)
 
 
 def load_encoders(name: str | os.PathLike, *, mesh: Mesh | None = None) -> tuple[AvatarConfig, Encoders]:
@@ -51,15 +54,41 @@ def load_encoders(name: str | os.PathLike, *, mesh: Mesh | None = None) -> tuple
     Raises:
       InputError: as `load`.
     """
+    return _load(name, ("vae", "wav2vec2", "mllm"), mesh)[:2]
+
+
+def load_models(name: str | os.PathLike, *, mesh: Mesh | None = None) -> tuple[AvatarConfig, Encoders, DiT]:
+    """All of a model folder. Its tokenizers are read first, and every weight is known to be there in its shape before
+    the first one is read.
+
+    Raises:
+      InputError: as `load`.
+    """
+    config, encoders, modules = _load(name, ("vae", "wav2vec2", "mllm", "dit"), mesh)
+    return config, encoders, modules["dit"]
+
+
+def _load(
+    name: str | os.PathLike, parts: Sequence[str], mesh: Mesh | None
+) -> tuple[AvatarConfig, Encoders, dict[str, nnx.Module]]:
     folder, config = find_model(name), avatar_config(name)
-    build = lambda kind, part: lambda: kind(part, rngs=nnx.Rngs(0))  # noqa: E731
-    encoders = Encoders(
-        vae=load_into(folder, "vae", build(VAE, config.vae)),
-        wav2vec2=config.wav2vec2 and load_into(folder, "wav2vec2", build(Wav2Vec2, config.wav2vec2)),
-        mllm=load_into(folder, "mllm", build(MLLM, config.mllm), dtype=jnp.dtype(config.dtype), mesh=mesh),
-        prompter=Prompter.load(folder, config.mllm.prompts),
-    )
-    return config, encoders
+    prompter = Prompter.load(folder, config.mllm.prompts)
+    wanted = {part: part_config for part in parts if (part_config := getattr(config, part)) is not None}
+    modules = {part: _without_arrays(part, part_config, folder) for part, part_config in wanted.items()}
+    check_weights(folder, modules)
+    for part, module in modules.items():
+        options = {"dtype": jnp.dtype(config.dtype), "mesh": mesh} if part in ("dit", "mllm") else {}
+        modules[part] = load_into(folder, part, module, **options)
+    vae, wav2vec2, mllm = (modules.get(part) for part in ("vae", "wav2vec2", "mllm"))
+    return config, Encoders(vae=vae, wav2vec2=wav2vec2, mllm=mllm, prompter=prompter), modules
+
+
+def _without_arrays(name: str, config: Any, folder: pathlib.Path) -> nnx.Module:
+    """The structure of a module, which takes no memory however large its config says it is."""
+    try:
+        return nnx.eval_shape(lambda: _PARTS[name][1](config, rngs=nnx.Rngs(0)))
+    except (ArithmeticError, LookupError, TypeError, ValueError) as fault:
+        raise InputError(f"{folder / CONFIG}: {name} cannot be of these sizes ({reason(fault)})") from None
 
 
 def load_part(
@@ -71,9 +100,8 @@ def load_part(
     Raises:
       InputError: the folder has no such part, or its files are missing, damaged or do not fit.
     """
-    config = part_config(folder, name)
-    module = _PARTS[name][1]
-    return load_into(find_model(folder), name, lambda: module(config, rngs=nnx.Rngs(0)), dtype=dtype, mesh=mesh)
+    config, folder = part_config(folder, name), find_model(folder)
+    return load_into(folder, name, _without_arrays(name, config, folder), dtype=dtype, mesh=mesh)
 
 
 def part_config(folder: str | os.PathLike, name: str) -> Any:
@@ -86,7 +114,7 @@ def part_config(folder: str | os.PathLike, name: str) -> Any:
     config = read_config(where.parent).get(name)
     if config is None:
         raise InputError(f"{where}: says nothing of {name!r}")
-    return config_from_json(_PARTS[name][0], config, f"{where}: {name}")
+    return config_from_json(_PARTS[name][0], config, where, name)
 
 
 def save_avatar(
@@ -129,11 +157,16 @@ def shipped_models() -> dict[str, pathlib.Path]:
 
 
 def find_model(name: str | os.PathLike) -> pathlib.Path:
-    """The folder of a shipped model, or `name` itself where it is a folder."""
+    """The folder of a shipped model, or `name` itself where it is a folder.
+
+    Raises:
+      InputError: there is neither, or the folder holds code (`check_folder`).
+    """
     shipped = shipped_models()
     if str(name) in shipped:
         return shipped[str(name)]
     if pathlib.Path(name).is_dir():
+        check_folder(pathlib.Path(name))
         return pathlib.Path(name)
     known = ", ".join(shipped) or "none"
     raise InputError(f"{name}: no such model; shipped: {known}; or give a model folder")

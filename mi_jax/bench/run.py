@@ -11,7 +11,7 @@ import platform
 import re
 import statistics
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import flax
 import jax
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from mi_jax.bench import measure, rival, workloads
 from mi_jax.bench.workloads import Preset, Work
+from mi_jax.bounds import Batch, LatentFrames, Pixels, SamplingSteps, Within, check_fields
 from mi_jax.errors import InputError
 from mi_jax.files import written_beside
 from mi_jax.models.attention import Implementation
@@ -37,19 +38,22 @@ class Options:
 
     what: What
     preset: str = "puppet"
-    height: int | None = None
-    width: int | None = None
-    latent_frames: int | None = None
-    batch: int = 1
+    height: Pixels | None = None
+    width: Pixels | None = None
+    latent_frames: LatentFrames | None = None
+    batch: Batch = 1
     dtype: Literal["float32", "bfloat16"] | None = None
     attention: Implementation = "auto"
-    repeats: int = 5
+    repeats: Annotated[int, Within(1, 10**6)] = 5
     against: Literal["diffusers"] | None = None
     compiled_rival: bool = False
-    steps: int | None = None
-    window: int = 33
-    overlap: int = 8
-    group: int = 1
+    steps: SamplingSteps | None = None
+    window: LatentFrames = 33
+    overlap: LatentFrames = 8
+    group: Annotated[int, Within(1, 10_000)] = 1
+
+    def __post_init__(self):
+        check_fields(self)
 
     def sized_preset(self) -> Preset:
         """The preset with these sizes.
@@ -60,16 +64,11 @@ class Options:
         known = workloads.presets()
         if self.preset not in known:
             raise InputError(f"no preset {self.preset!r}; there are {', '.join(known)}")
-        for name in ("batch", "repeats"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, at least 1 is needed")
         changes = {name: getattr(self, name) for name in ("height", "width", "latent_frames", "steps")}
         changes = {name: value for name, value in changes.items() if value is not None}
         preset = workloads.with_attention(dataclasses.replace(known[self.preset], **changes), self.attention)
         grid = (workloads.latent_grid if self.what == "vae" else workloads.token_grid)(preset)
         if self.what == "sampler":
-            if min(preset.steps, self.group) < 1:
-                raise InputError(f"{preset.steps} steps, {self.group} windows at a time: at least 1 is needed")
             plan_windows(grid[0], self.window, self.overlap)
         return preset
 

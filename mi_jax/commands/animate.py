@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from mi_jax.bounds import Devices, Guidance, LatentFrames, Pixels, SamplingSteps, Seconds, Seed
 from mi_jax.commands.terminal import ProgressBar
 from mi_jax.errors import InputError
 
@@ -16,18 +17,18 @@ def animate(
     prompt: str = "",
     model: Annotated[str, tyro.conf.arg(metavar="puppet|DIR")] = "puppet",
     mask: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PNG [PNG ...]")] = (),
-    steps: int | None = None,
-    window: int = 33,
-    overlap: int = 8,
-    seed: int = 0,
-    guidance_audio: float | None = None,
-    guidance_text: float | None = None,
-    seconds: float | None = None,
-    height: int | None = None,
-    width: int | None = None,
+    steps: SamplingSteps | None = None,
+    window: LatentFrames = 33,
+    overlap: LatentFrames = 8,
+    seed: Seed = 0,
+    guidance_audio: Guidance | None = None,
+    guidance_text: Guidance | None = None,
+    seconds: Seconds | None = None,
+    height: Pixels | None = None,
+    width: Pixels | None = None,
     face_model: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
-    devices: int | None = None,
-    seq: int | None = None,
+    devices: Devices | None = None,
+    seq: Devices | None = None,
 ) -> None:
     """A portrait, a voice and a sentence become a talking video.
 
@@ -59,11 +60,14 @@ def animate(
     from mi_jax.data.detector import named_detector
     from mi_jax.files import refuse_inputs
     from mi_jax.mesh import take_devices
+    from mi_jax.models.prompts import check_prompt
     from mi_jax.rates import FPS, SAMPLE_RATE
     from mi_jax.sample import avatar
+    from mi_jax.sample.sizes import check_memory
     from mi_jax.sample.windows import plan_windows
 
     # Whatever can be wrong is found before a model is loaded: a mistake costs a second, not a minute.
+    check_prompt(prompt)
     video_files.check_video_path(out)
     options = {
         "steps": steps,
@@ -90,6 +94,7 @@ def animate(
     longest = max(map(len, voices), default=0) / SAMPLE_RATE
     frames = avatar.num_frames(longest if seconds is None else seconds)
     video_files.check_space(out, frames, config.height, config.width)
+    check_memory(config, frames, len(voices), window)
     loaded = avatar.load(model, devices=devices, seq=seq)
     with ProgressBar("denoising", "step") as bar:
         video = loaded.animate(

@@ -5,25 +5,27 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mi_jax.bounds import Batch, LatentFrames, Pixels, SamplingSteps, Within
+
 
 def bench(
     what: tyro.conf.Positional[
         Annotated[Literal["dit", "step", "vae", "sampler"], tyro.conf.arg(metavar="dit|step|vae|sampler")]
     ],
     preset: str = "puppet",
-    height: int | None = None,
-    width: int | None = None,
-    latent_frames: int | None = None,
-    batch: int = 1,
+    height: Pixels | None = None,
+    width: Pixels | None = None,
+    latent_frames: LatentFrames | None = None,
+    batch: Batch = 1,
     dtype: Literal["float32", "bfloat16"] | None = None,
     attention: Literal["auto", "xla", "cudnn", "tokamax"] = "auto",
-    repeats: int = 5,
+    repeats: Annotated[int, Within(1, 10**6)] = 5,
     against: Literal["diffusers"] | None = None,
     compile: bool = False,
-    steps: int | None = None,
-    window: int = 33,
-    overlap: int = 8,
-    group: int = 1,
+    steps: SamplingSteps | None = None,
+    window: LatentFrames = 33,
+    overlap: LatentFrames = 8,
+    group: Annotated[int, Within(1, 10_000)] = 1,
     json: bool = False,
     out: Path | None = None,
 ) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mi_jax.bounds import Seed
 from mi_jax.commands.terminal import ProgressBar
 from mi_jax.errors import InputError
 
@@ -33,7 +34,7 @@ def convert(
     clip: Path | None = None,
     wav2vec2: Path | None = None,
     dtype: Literal["source", "float32", "bfloat16", "float16"] = "source",
-    seed: int = 0,
+    seed: Seed = 0,
     base: Path | None = None,
     overwrite: bool = False,
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from mi_jax.bounds import Devices, Guidance, LatentFrames, Within
 from mi_jax.commands.terminal import parse_size, parsing
 from mi_jax.errors import InputError
 
@@ -14,16 +15,16 @@ def plan(
     config: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="CONFIG.py|MODEL")]],
     topology: str,
     overrides: tyro.conf.Suppress[tuple[str, ...]] = (),
-    data: int | None = None,
-    seq: int | None = None,
+    data: Devices | None = None,
+    seq: Devices | None = None,
     size: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
     sample: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
-    latent_frames: int = 33,
-    window: int = 33,
-    overlap: int = 8,
-    speakers: int = 1,
-    guidance_audio: float | None = None,
-    guidance_text: float | None = None,
+    latent_frames: Annotated[int, Within(1, 10**6)] = 33,
+    window: LatentFrames = 33,
+    overlap: LatentFrames = 8,
+    speakers: Annotated[int, Within(1, 64)] = 1,
+    guidance_audio: Guidance | None = None,
+    guidance_text: Guidance | None = None,
     json: bool = False,
 ) -> None:
     """Whether training or sampling fits a machine, and how fast it can be there, before the machine is.

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mi_jax.bounds import ClipSeconds, Count, Seed, Within, Workers
 from mi_jax.commands.puppets import drawing
 from mi_jax.commands.terminal import work_begins
 from mi_jax.errors import InputError
@@ -12,14 +13,14 @@ from mi_jax.errors import InputError
 
 def prepare(
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
-    puppets: Annotated[int, tyro.conf.arg(metavar="COUNT")],
-    duets: int = 0,
+    puppets: Annotated[int, Within(1, 10**9), tyro.conf.arg(metavar="COUNT")],
+    duets: Count = 0,
     model: Annotated[str, tyro.conf.arg(metavar="puppet|DIR")] = "puppet",
-    first: int = 0,
-    seed: int = 0,
+    first: Count = 0,
+    seed: Seed = 0,
     split: Literal["train", "test"] = "train",
-    seconds: float = 6.44,
-    workers: int = 0,
+    seconds: ClipSeconds = 6.44,
+    workers: Workers = 0,
 ) -> None:
     """Computes the features of clips once, as records to train on.
 
@@ -37,18 +38,13 @@ def prepare(
         that length also start later (41 latent frames, for one of 33).
       workers: processes that draw ahead; 0 takes one per core.
     """
-    if puppets < 1:
-        raise InputError(f"--puppets is {puppets}, at least 1 is needed")
-    for name, number in {"duets": duets, "first": first, "seed": seed, "workers": workers}.items():
-        if number < 0:
-            raise InputError(f"--{name} is {number}, must not be negative")
     import os
 
-    from mi_jax.avatar.folders import load_encoders
-    from mi_jax.puppets.clips import check_seconds
+    from mi_jax.avatar.folders import avatar_config, load_encoders
+    from mi_jax.puppets.clips import check_clip
     from mi_jax.puppets.prepare import prepare_puppets
 
-    check_seconds(seconds)
+    check_clip(seconds, avatar_config(model).padded_size[0])
     config, encoders = load_encoders(model)
     if encoders.wav2vec2 is None or encoders.mllm.vision is None:
         raise InputError(f"{model}: records need a model that hears voices and sees portraits")

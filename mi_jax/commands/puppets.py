@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mi_jax.bounds import ClipSeconds, PuppetSize, Seed, Within
 from mi_jax.commands.terminal import work_begins
 from mi_jax.errors import InputError
 
@@ -22,11 +23,11 @@ def drawing() -> Iterator[None]:
 
 def puppets(
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
-    count: int = 1,
-    seed: int = 0,
-    seconds: float = 5.16,
+    count: Annotated[int, Within(1, 10**6)] = 1,
+    seed: Seed = 0,
+    seconds: ClipSeconds = 5.16,
     split: Literal["train", "test"] = "train",
-    size: int = 96,
+    size: PuppetSize = 96,
     duets: bool = False,
 ) -> None:
     """Draws talking puppets with the truth beside them.
@@ -43,10 +44,6 @@ def puppets(
       size: side of the picture in pixels.
       duets: two puppets in each picture.
     """
-    if not 16 <= size <= 1024:
-        raise InputError(f"--size is {size}, must lie in 16 .. 1024")
-    if seed < 0:
-        raise InputError(f"--seed is {seed}, must not be negative")
     with drawing():
         from mi_jax.puppets.clips import write_puppets
 

@@ -9,11 +9,12 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tyro
 
+from mi_jax.bounds import fault_of, hints_of
 from mi_jax.errors import InputError
 
 INTERRUPTED = 130
@@ -39,8 +40,8 @@ def work_begins() -> None:
 
 
 def parsed(command: Callable[..., None]) -> Callable[[Sequence[str]], None]:
-    """The command with its arguments parsed by their annotations; those that are not its own are its `overrides`, if it
-    takes any."""
+    """The command with its arguments parsed by their annotations, and held against the bounds in them (`bounds`). Those
+    that are not its own are its `overrides`, if it takes any."""
 
     @functools.wraps(command)
     def bound(*args, **kwargs):
@@ -54,10 +55,20 @@ def parsed(command: Callable[..., None]) -> Callable[[Sequence[str]], None]:
                 call.keywords["overrides"] = tuple(rest)
             else:
                 call = tyro.cli(bound, args=list(argv), prog=prog)
+        check_arguments(command, call.keywords)
         call()
 
     takes_overrides = "overrides" in inspect.signature(command).parameters
     return run
+
+
+def check_arguments(command: Callable[..., None], arguments: Mapping[str, Any]) -> None:
+    """Raises InputError for the first argument of a command that is out of its bounds."""
+    hints = hints_of(command)
+    for name, value in arguments.items():
+        fault = fault_of(hints[name], value, f"--{name.replace('_', '-')}")
+        if fault:
+            raise InputError(fault)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ Nothing knows which latent frame it is, so audio may be shifted, cut and windowe
 
 import dataclasses
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mi_jax.bounds import Depth, Heads, Ratio, Width, Within, check_fields
+from mi_jax.errors import InputError
 from mi_jax.mesh import vary_like
 from mi_jax.models.attention import attention
 from mi_jax.models.layers import LayerNorm, linear
@@ -71,11 +74,16 @@ def sincos(position: np.ndarray, dim: int, length: int) -> np.ndarray:
 def token_positions(layers: int, dim: int) -> Float[np.ndarray, "4 10 {layers} {dim}"]:
     """Positions of a latent frame's tokens: dim / 4 for the frame in it (0..3), 3 dim / 4 for step * layers + layer."""
     temporal = sincos(np.arange(FRAMES), dim // 4, FRAMES)[:, None, None]
-    places = np.arange(WINDOW)[:, None] * layers + np.arange(layers)
-    place = sincos(places, dim - dim // 4, WINDOW * layers)[None]
+    place = place_positions(layers, dim, 0, WINDOW)[None]
     shape = (FRAMES, WINDOW, layers)
     parts = [np.broadcast_to(part, shape + part.shape[-1:]) for part in (temporal, place)]
     return np.concatenate(parts, axis=-1).astype(np.float32)
+
+
+def place_positions(layers: int, dim: int, start: int, stop: int) -> np.ndarray:
+    """The 3 dim / 4 of `token_positions` that tell steps `start` .. `stop - 1` of a window and layers apart, f64."""
+    places = np.arange(start, stop)[:, None] * layers + np.arange(layers)
+    return sincos(places, dim - dim // 4, WINDOW * layers)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,13 +95,13 @@ class AudioEncoderConfig:
     heads, depth, mlp_ratio: of the cross-attention blocks.
     """
 
-    input_dim: int
-    layers: int
-    width: int
-    tokens: int = 4
-    heads: int
-    depth: int
-    mlp_ratio: int = 4
+    input_dim: Annotated[int, Within(8, 8192)]
+    layers: Annotated[int, Within(1, 256)]
+    width: Width
+    tokens: Annotated[int, Within(1, 256)] = 4
+    heads: Heads
+    depth: Depth
+    mlp_ratio: Ratio = 4
 
     @classmethod
     def base(cls) -> "AudioEncoderConfig":
@@ -106,8 +114,9 @@ class AudioEncoderConfig:
         return cls(input_dim=128, layers=5, width=128, heads=4, depth=1)
 
     def __post_init__(self):
+        check_fields(self)
         if self.input_dim % 8 or self.width % self.heads:
-            raise ValueError(
+            raise InputError(
                 f"input_dim {self.input_dim} must divide by 8 and width {self.width} by {self.heads} heads"
             )
 
@@ -155,10 +164,9 @@ class AudioEncoder(nnx.Module):
 
     def __init__(self, config: AudioEncoderConfig, *, rngs: nnx.Rngs):
         self.config = config
-        positions = token_positions(config.layers, config.input_dim)
         # With more or fewer tokens than frames the queries are spread over the latent frame's time.
         frame = (np.arange(config.tokens) + 0.5) * FRAMES / config.tokens - 0.5
-        place = positions[0, BEFORE : BEFORE + 2, :, config.input_dim // 4 :].mean((0, 1))
+        place = place_positions(config.layers, config.input_dim, BEFORE, BEFORE + 2).astype(np.float32).mean((0, 1))
         temporal = sincos(frame, config.input_dim // 4, FRAMES).astype(np.float32)
         queries = np.concatenate([temporal, np.broadcast_to(place, (config.tokens, place.size))], axis=-1)
         self.queries = nnx.Param(jnp.asarray(queries))

@@ -5,6 +5,7 @@ attention and MLP with quick-GELU.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -12,25 +13,39 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from mi_jax.bounds import Depth, Epsilon, Heads, Pixels, TokenId, Tokens, Vocabulary, Width, Within, check_fields
+from mi_jax.errors import InputError
 from mi_jax.mesh import gather_parameters
 from mi_jax.models.layers import LayerNorm, linear
 from mi_jax.models.stack import lookup, run_layers, stack_layers
+
+_Spread = Annotated[float, Within(above=0, most=1000)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CLIPVisionConfig:
     """A CLIP vision transformer on square images of `image_size` pixels."""
 
-    image_size: int
-    patch_size: int
-    width: int
-    mlp_width: int
-    depth: int
-    heads: int
-    feature_layer: int = -2  # index into [embedding, layer 1, ..., layer `depth`]; LLaVA reads the last but one
-    norm_eps: float = 1e-5
+    image_size: Pixels
+    patch_size: Pixels
+    width: Width
+    mlp_width: Width
+    depth: Depth
+    heads: Heads
+    feature_layer: Annotated[int, Within(-1025, 1024)] = -2
+    """Index into [embedding, layer 1, ..., layer `depth`]; LLaVA reads the last but one."""
+    norm_eps: Epsilon = 1e-5
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # of the pictures CLIP was trained on
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    std: tuple[_Spread, _Spread, _Spread] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.image_size % self.patch_size:
+            raise InputError(f"patches of {self.patch_size} pixels do not divide a picture of {self.image_size}")
+        if self.width % self.heads:
+            raise InputError(f"{self.heads} heads do not divide a width of {self.width}")
+        if not -self.depth - 1 <= self.feature_layer <= self.depth:
+            raise InputError(f"feature_layer is {self.feature_layer}, of {self.depth + 1} states")
 
     @property
     def num_patches(self) -> int:
@@ -47,14 +62,21 @@ class CLIPVisionConfig:
 class CLIPTextConfig:
     """A CLIP text tower. `eos_token_id` marks the position that is read as the pooled vector."""
 
-    vocab_size: int
-    eos_token_id: int
-    width: int
-    mlp_width: int
-    depth: int
-    heads: int
-    max_tokens: int = 77
-    norm_eps: float = 1e-5
+    vocab_size: Vocabulary
+    eos_token_id: TokenId
+    width: Width
+    mlp_width: Width
+    depth: Depth
+    heads: Heads
+    max_tokens: Tokens = 77
+    norm_eps: Epsilon = 1e-5
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.width % self.heads:
+            raise InputError(f"{self.heads} heads do not divide a width of {self.width}")
+        if self.eos_token_id >= self.vocab_size:
+            raise InputError(f"eos_token_id is {self.eos_token_id}, of {self.vocab_size} tokens")
 
     @classmethod
     def vit_l_14(cls) -> "CLIPTextConfig":

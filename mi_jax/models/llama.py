@@ -5,6 +5,7 @@ RMS norm, rotary positions, grouped-query causal attention, SwiGLU. No cache and
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from mi_jax.bounds import Depth, Epsilon, Heads, Vocabulary, Width, Within, check_fields
+from mi_jax.errors import InputError
 from mi_jax.models.layers import RMSNorm, linear
 from mi_jax.models.stack import lookup, run_layers, stack_layers
 
@@ -20,14 +23,21 @@ from mi_jax.models.stack import lookup, run_layers, stack_layers
 class LlamaConfig:
     """Sizes of a Llama decoder."""
 
-    vocab_size: int
-    width: int
-    mlp_width: int
-    depth: int
-    heads: int
-    key_value_heads: int
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-5
+    vocab_size: Vocabulary
+    width: Width
+    mlp_width: Width
+    depth: Depth
+    heads: Heads
+    key_value_heads: Heads
+    rope_theta: Annotated[float, Within(above=0, most=1e9)] = 10_000.0
+    norm_eps: Epsilon = 1e-5
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.width % (2 * self.heads):
+            raise InputError(f"a width of {self.width} gives {self.heads} heads no even size")
+        if self.heads % self.key_value_heads:
+            raise InputError(f"{self.key_value_heads} key_value_heads do not divide {self.heads} heads")
 
     @classmethod
     def llama3_8b(cls, vocab_size: int = 128_256) -> "LlamaConfig":

@@ -7,12 +7,15 @@ HunyuanVideo reads Llama two layers before its end without the final norm, Magic
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from mi_jax.bounds import Tokens, Within, check_fields
+from mi_jax.errors import InputError
 from mi_jax.mesh import gather_parameters
 from mi_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 from mi_jax.models.layers import linear
@@ -30,20 +33,27 @@ class MLLMConfig:
     clip_text: CLIPTextConfig | None
     """None: the denoiser takes no pooled vector."""
     prompts: PromptConfig
-    hidden_state_skip_layer: int = 2
+    hidden_state_skip_layer: Annotated[int, Within(0, 1024)] = 2
     """0 reads the last hidden state, after the final norm; s > 0 the raw state s layers before the end."""
-    image_token_stride: int = 4
+    image_token_stride: Tokens = 4
     """Every so manieth image token is kept for the denoiser (Magic-1-For-1, HunyuanVideo-I2V with token replace)."""
 
     def __post_init__(self):
+        check_fields(self)
         p = self.prompts
         if self.vision and p.image_tokens != self.vision.num_patches:
-            raise ValueError(
+            raise InputError(
                 f"<image> stands for {p.image_tokens} tokens, the image has {self.vision.num_patches} patches"
             )
         text = self.clip_text
         if text and (p.clip_max_tokens, p.eos_token_id) != (text.max_tokens, text.eos_token_id):
-            raise ValueError("prompts and the CLIP text tower differ in their length or their end-of-text token")
+            raise InputError("prompts and the CLIP text tower differ in their length or their end-of-text token")
+        if self.vision and p.image_token_id >= self.language.vocab_size:
+            raise InputError(f"image_token_id is {p.image_token_id}, of {self.language.vocab_size} tokens")
+        if self.hidden_state_skip_layer > self.language.depth:
+            raise InputError(
+                f"hidden_state_skip_layer is {self.hidden_state_skip_layer}, of {self.language.depth} layers"
+            )
 
     @property
     def image_size(self) -> int | None:

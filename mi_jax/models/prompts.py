@@ -8,12 +8,15 @@ many as the image has patches, as LLaVA in transformers 5 expects.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+from mi_jax.bounds import TokenId, Tokens, Within, check_fields
 from mi_jax.errors import InputError
+from mi_jax.files import reason
+from mi_jax.untrusted import check_folder
 
 IMAGE_TOKEN = "<image>"
 PUPPET_TOKENS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]", IMAGE_TOKEN)
@@ -31,9 +34,16 @@ class PromptTemplate:
     """
 
     text: str
-    crop_start: int
+    crop_start: Annotated[int, Within(0, 8192)]
     cut_marker: str | None = None
-    cut_length: int = 0
+    cut_length: Annotated[int, Within(0, 8192)] = 0
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.text.count("{}") != 1 or self.text.count("{") != 1 or self.text.count("}") != 1:
+            raise InputError(f"a template holds {{}} once and no other brace: {self.text[:60]!r}")
+        if self.cut_marker == "":
+            raise InputError("cut_marker is empty")
 
 
 # HunyuanVideo's templates (its `hyvideo/constants.py`): the public weights were trained behind exactly these words.
@@ -79,11 +89,14 @@ class PromptConfig:
 
     text: PromptTemplate
     image: PromptTemplate
-    max_tokens: int
-    image_tokens: int
-    image_token_id: int
-    clip_max_tokens: int
-    eos_token_id: int
+    max_tokens: Tokens
+    image_tokens: Annotated[int, Within(1, 2**16)]
+    image_token_id: TokenId
+    clip_max_tokens: Tokens
+    eos_token_id: TokenId
+
+    def __post_init__(self):
+        check_fields(self)
 
     @classmethod
     def hunyuan_video(cls) -> "PromptConfig":
@@ -166,7 +179,12 @@ class Prompter:
 
         Prompts may be empty. Special tokens written out in a prompt are taken out of it. A prompt longer than
         `config.max_tokens` keeps its start; `dropped` says how many tokens it lost.
+
+        Raises:
+            InputError: a prompt is no text (`check_prompt`), or the tokenizer is not this model's.
         """
+        for prompt in prompts:
+            check_prompt(prompt)
         c = self.config
         template = c.image if image else c.text
         prompts = [_without(prompt, (IMAGE_TOKEN, *self.tokenizer.all_special_tokens)) for prompt in prompts]
@@ -227,20 +245,34 @@ class Prompter:
         return out_ids, out_mask
 
 
+def check_prompt(prompt: object) -> None:
+    """Raises InputError unless a prompt is text: a terminal's bytes that are not UTF-8 arrive as halves of characters,
+    which no tokenizer takes."""
+    if not isinstance(prompt, str):
+        raise InputError(f"prompt: a sentence is needed, this is {type(prompt).__name__}")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"prompt: not UTF-8 from character {error.start + 1} on") from None
+
+
 def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder of transformers.
+    """The tokenizer in a folder of transformers, whose own code, if it has any, is never run.
 
     Raises:
-        InputError: there is none, or it is unreadable.
+        InputError: there is none, it asks to run code, or it is unreadable.
     """
     from transformers import AutoTokenizer
 
     if not folder.is_dir():
         raise InputError(f"{folder}: no such tokenizer folder")
+    check_folder(folder)
+    if not any((folder / name).exists() for name in ("tokenizer_config.json", "config.json")):
+        raise InputError(f"{folder}: holds no tokenizer_config.json, which says what kind of tokenizer this is")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise InputError(f"{folder}: not a readable tokenizer ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{folder}: not a readable tokenizer ({reason(error)})") from None
 
 
 def _without(prompt: str, special_tokens: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ with `norm="rms"` the VAE is strictly causal, and latent 0 of a clip equals the 
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,13 @@ from einops import rearrange, reduce, repeat
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mi_jax.bounds import Channels, Depth, Epsilon, Positive, Taps, Within, check_fields
+from mi_jax.errors import InputError
 from mi_jax.models.attention import attention
 from mi_jax.models.conv import CausalConv3d, Triple
+
+_Stride = Annotated[int, Within(1, 16)]
+_Strides = tuple[_Stride, _Stride, _Stride]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,22 +41,40 @@ class VAEConfig:
     tile_size [pixels], tile_frames, tile_overlap: tiles of the tiled paths; the overlap is a fraction of a tile.
     """
 
-    latent_channels: int = 16
-    widths: tuple[int, ...] = (128, 256, 512, 512)
-    strides: tuple[Triple, ...] = ((1, 2, 2), (2, 2, 2), (2, 2, 2))
-    decoder_strides: tuple[Triple, ...] = ((1, 2, 2), (2, 2, 2), (2, 2, 2))
-    encoder_blocks: int = 2
-    decoder_blocks: int = 3
-    time_kernels: tuple[int, ...] = (3, 3, 3, 3)
-    patch_size: int = 1
+    latent_channels: Channels = 16
+    widths: tuple[Channels, ...] = (128, 256, 512, 512)
+    strides: tuple[_Strides, ...] = ((1, 2, 2), (2, 2, 2), (2, 2, 2))
+    decoder_strides: tuple[_Strides, ...] = ((1, 2, 2), (2, 2, 2), (2, 2, 2))
+    encoder_blocks: Depth = 2
+    decoder_blocks: Depth = 3
+    time_kernels: tuple[Taps, ...] = (3, 3, 3, 3)
+    patch_size: _Stride = 1
     norm: Literal["group", "rms"] = "group"
-    norm_groups: int = 32
-    norm_eps: float = 1e-6
+    norm_groups: Channels = 32
+    norm_eps: Epsilon = 1e-6
     shortcuts: bool = False
-    scaling_factor: float = 0.476986
-    tile_size: int = 256
-    tile_frames: int = 64
-    tile_overlap: float = 0.25
+    scaling_factor: Positive = 0.476986
+    tile_size: Annotated[int, Within(1, 2**16)] = 256
+    tile_frames: Annotated[int, Within(1, 2**16)] = 64
+    tile_overlap: Annotated[float, Within(0, below=1)] = 0.25
+
+    def __post_init__(self):
+        check_fields(self)
+        levels = len(self.widths)
+        if not 1 <= levels <= 8:
+            raise InputError(f"widths has {levels} entries, must have 1 to 8")
+        for name, count in (("strides", levels - 1), ("decoder_strides", levels - 1), ("time_kernels", levels)):
+            if len(getattr(self, name)) != count:
+                raise InputError(f"{name} has {len(getattr(self, name))} entries, for {levels} widths")
+        over, back = (tuple(map(prod, zip(*strides))) for strides in (self.strides, self.decoder_strides))
+        if over != back or over[1:2] != over[2:]:
+            raise InputError(f"strides {self.strides} and {self.decoder_strides}: not of the same size, or not square")
+        if self.norm == "group" and any(width % self.norm_groups for width in self.widths):
+            raise InputError(f"norm_groups {self.norm_groups} does not divide the widths {self.widths}")
+        if self.shortcuts and not _divides(self.widths[-1], self.latent_channels):
+            raise InputError(
+                f"shortcuts from {self.widths[-1]} to {self.latent_channels} channels: neither divides the other"
+            )
 
     @classmethod
     def hunyuan_video(cls) -> "VAEConfig":

@@ -20,6 +20,8 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mi_jax.bounds import Channels, Depth, Epsilon, Heads, Taps, Width, check_fields
+from mi_jax.errors import InputError
 from mi_jax.models.attention import attention
 from mi_jax.models.layers import LayerNorm
 from mi_jax.models.stack import stack_layers
@@ -30,16 +32,27 @@ from mi_jax.rates import SAMPLE_RATE
 class Wav2Vec2Config:
     """Sizes of a wav2vec2; the strides multiply to 320, 50 steps a second: a video frame (25 fps) owns two steps."""
 
-    conv_dim: int
-    conv_kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
-    conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
-    width: int
-    num_layers: int
-    num_heads: int
-    mlp_width: int
-    position_kernel: int
-    position_groups: int
-    norm_epsilon: float = 1e-5
+    conv_dim: Channels
+    conv_kernels: tuple[Taps, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_strides: tuple[Taps, ...] = (5, 2, 2, 2, 2, 2, 2)
+    width: Width
+    num_layers: Depth
+    num_heads: Heads
+    mlp_width: Width
+    position_kernel: Taps
+    position_groups: Heads
+    norm_epsilon: Epsilon = 1e-5
+
+    def __post_init__(self):
+        check_fields(self)
+        if len(self.conv_kernels) != len(self.conv_strides) or self.hop != SAMPLE_RATE // 50:
+            raise InputError(
+                f"conv_strides {self.conv_strides} of {len(self.conv_kernels)} kernels: one each, whose product is "
+                f"{SAMPLE_RATE // 50}"
+            )
+        for name in ("num_heads", "position_groups"):
+            if self.width % getattr(self, name):
+                raise InputError(f"{name} {getattr(self, name)} does not divide a width of {self.width}")
 
     @classmethod
     def base(cls) -> "Wav2Vec2Config":

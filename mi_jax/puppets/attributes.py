@@ -9,6 +9,7 @@ afterwards.
 
 import dataclasses
 import functools
+from typing import Annotated, Literal
 
 import grain
 import jax
@@ -18,6 +19,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
+from mi_jax.bounds import Batch, Share, Weight, Within, check_fields
 from mi_jax.data.batches import batches
 from mi_jax.mesh import gather_parameters
 from mi_jax.models.layers import linear
@@ -85,14 +87,17 @@ class AttributeObjective:
     """Cross-entropy of every direction (from text tokens and from the pooled vector) and look, and the face's box."""
 
     mllm: MLLMConfig = dataclasses.field(default_factory=MLLMConfig.puppet)
-    batch_size: int = 64
-    split: str = "train"
-    portraits: int = 12_288
+    batch_size: Batch = 64
+    split: Literal["train", "test"] = "train"
+    portraits: Annotated[int, Within(1, 10**7)] = 12_288
     """How many are drawn, once each, and shown again and again with new prompts: drawing costs as much as a step."""
-    noise: float = 0.08
+    noise: Share = 0.08
     """Share of the places between words at which a word that directs nothing, or an unknown one, is strewn in."""
-    box_weight: float = 4.0
+    box_weight: Weight = 4.0
     """Of the face box's absolute error, in units of its spread over the puppets."""
+
+    def __post_init__(self):
+        check_fields(self)
 
     def init(self, key: Key[Array, ""]) -> AttributeReader:
         # Compiled as one function: eager initialisation compiles a program for every shape.

@@ -13,8 +13,10 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 
+from mi_jax.bounds import ClipSeconds, fault_of
 from mi_jax.errors import InputError
 from mi_jax.files import new_folder, reason
+from mi_jax.memory import check_host_memory
 from mi_jax.puppets.backgrounds import Background, add_movers, base_picture, sample_background
 from mi_jax.puppets.drawing import add_puppet
 from mi_jax.puppets.face import mouth_truth
@@ -173,10 +175,12 @@ def render(
     return scene.render(base_picture(background, size, paper), size)
 
 
-def check_seconds(seconds: float) -> None:
-    """Raises InputError for a length that no clip is drawn at."""
-    if not 0.2 <= seconds <= 3600:
-        raise InputError(f"--seconds: expected 0.2 to 3600, got {seconds}")
+def check_clip(seconds: float, size: int) -> None:
+    """Raises InputError for a length that no clip is drawn at, or a clip that is more than memory holds."""
+    fault = fault_of(ClipSeconds, seconds, "--seconds")
+    if fault:
+        raise InputError(fault)
+    check_host_memory(num_frames(seconds) * size**2 * 3, f"a clip of {seconds:g} s and {size}x{size} pixels")
 
 
 def write_puppets(
@@ -203,7 +207,7 @@ def write_puppets(
 
     if count < 1:
         raise InputError(f"--count: expected at least 1, got {count}")
-    check_seconds(seconds)
+    check_clip(seconds, size)
     out_dir = Path(out_dir)
     try:  # before there is a progress bar, so that the fault is said alone
         out_dir.mkdir(parents=True, exist_ok=True)

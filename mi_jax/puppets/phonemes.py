@@ -8,7 +8,7 @@ result.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import grain
 import jax
@@ -18,7 +18,9 @@ import soxr
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from mi_jax.bounds import Batch, Share, Weight, Within, check_fields
 from mi_jax.data.batches import batches
+from mi_jax.errors import InputError
 from mi_jax.mesh import gather_parameters
 from mi_jax.models.stack import stack_layers
 from mi_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config, normalise
@@ -109,6 +111,11 @@ def play_at(speech: Speech, speed: float, samples: int) -> Speech:
     return dataclasses.replace(speech, audio=audio, phonemes=phonemes)
 
 
+_Speed = Annotated[float, Within(0.1, 10)]
+_Decibels = Annotated[float, Within(-300, 300)]
+_Tilt = Annotated[float, Within(-1, 1)]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PhonemeObjective:
     """Cross-entropy of the phoneme class plus squared error of the mouth (in standard deviations), step by step.
@@ -124,16 +131,23 @@ class PhonemeObjective:
     """
 
     wav2vec2: Wav2Vec2Config = dataclasses.field(default_factory=Wav2Vec2Config.puppet)
-    batch_size: int = 8
-    frames: int = 125
-    last_weight: float = 0.6
-    mouth_weight: float = 1.0
-    speed: tuple[float, float] = (0.84, 1.2)
-    noise_decibels: tuple[float, float] = (10.0, 50.0)
-    tilt: tuple[float, float] = (-0.4, 0.9)
-    echo: float = 0.0
+    batch_size: Batch = 8
+    frames: Annotated[int, Within(1, 10_000)] = 125
+    last_weight: Share = 0.6
+    mouth_weight: Weight = 1.0
+    speed: tuple[_Speed, _Speed] = (0.84, 1.2)
+    noise_decibels: tuple[_Decibels, _Decibels] = (10.0, 50.0)
+    tilt: tuple[_Tilt, _Tilt] = (-0.4, 0.9)
+    echo: Annotated[float, Within(0, 100)] = 0.0
     split: Literal["train", "wide"] = "train"
     init_from: str | None = None
+
+    def __post_init__(self):
+        check_fields(self)
+        for name in ("speed", "noise_decibels", "tilt"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise InputError(f"{name} ({low}, {high}): the lower end stands first")
 
     def init(self, key: Key[Array, ""]) -> PhonemeModel:
         return PhonemeModel(self.wav2vec2, rngs=nnx.Rngs(key))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ from einops import rearrange, reduce
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mi_jax.bounds import Batch, ClipSeconds, Positive, PuppetSize, Weight, Within, check_fields
 from mi_jax.data.batches import batches
-from mi_jax.errors import InputError
 from mi_jax.mesh import gather_parameters
 from mi_jax.models.lpips import load_lpips, lpips
 from mi_jax.models.vae import VAE, VAEConfig
@@ -43,28 +43,26 @@ class VAEObjective:
     """
 
     vae: VAEConfig = field(default_factory=VAEConfig.puppet)
-    batch_size: int = 3
-    frames: int = 9
-    size: int = 96
-    seconds: float = 5.16
-    detail_weight: float = 1.0
-    kl_weight: float = 1e-4
-    face_weight: float = 1.0
-    mouth_weight: float = 4.0
-    mouth_radius: float = 0.6
+    batch_size: Batch = 3
+    frames: Annotated[int, Within(1, 10_000)] = 9
+    size: PuppetSize = 96
+    seconds: ClipSeconds = 5.16
+    detail_weight: Weight = 1.0
+    kl_weight: Weight = 1e-4
+    face_weight: Weight = 1.0
+    mouth_weight: Weight = 4.0
+    mouth_radius: Positive = 0.6
     init_from: str | None = None
     decoder_only: bool = False
-    latent_noise: float = 0.0
-    perceptual_weight: float = 0.0
-    perceptual_blocks: int = 3
-    perceptual_frames: int = 3
-    half_size: float = 0.0
-    duets: float = 0.0
+    latent_noise: Weight = 0.0
+    perceptual_weight: Weight = 0.0
+    perceptual_blocks: Annotated[int, Within(1, 5)] = 3
+    perceptual_frames: Annotated[int, Within(1, 10_000)] = 3
+    half_size: Annotated[float, Within(0, below=1)] = 0.0
+    duets: Annotated[float, Within(0, below=1)] = 0.0
 
     def __post_init__(self):
-        for name in ("half_size", "duets"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise InputError(f"{name} is {getattr(self, name)}, must lie in [0, 1)")
+        check_fields(self)
 
     def init(self, key: jax.Array) -> VAE:
         # Not jitted: one program with a random draw per parameter takes XLA longer to compile than the training step.

@@ -6,7 +6,6 @@ Models that lack a part take what they have: without audio attention the video i
 
 import dataclasses
 import logging
-import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,13 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, UInt8
 from PIL import Image
 
 from mi_jax.avatar.config import AvatarConfig
-from mi_jax.avatar.folders import find_model, load_encoders, save_avatar
+from mi_jax.avatar.folders import load_models, save_avatar
+from mi_jax.bounds import Seconds, fault_of
 from mi_jax.conditions import Conditions
 from mi_jax.data import faces, pictures, sound, sound_files, video_files
 from mi_jax.data.features import Encoders, latent_mask, portrait_latents, prompt_features, to_pixels
@@ -37,9 +36,9 @@ from mi_jax.models.wav2vec2 import hidden_states
 from mi_jax.rates import FPS, SAMPLE_RATE
 from mi_jax.sample.guidance import Guidance
 from mi_jax.sample.layout import group_size, mesh_shape
+from mi_jax.sample.sizes import check_memory
 from mi_jax.sample.sliding_window import sliding_window
 from mi_jax.sample.windows import plan_windows
-from mi_jax.weights.native import load_into
 
 AUDIO_CHUNK = 64  # latent frames whose audio windows are in memory at a time
 
@@ -131,6 +130,7 @@ class Avatar:
         voices = [read_voice(speaker.audio, f"voice {i + 1}", seconds) for i, speaker in enumerate(speakers)]
         longest = max(map(len, voices), default=0) / SAMPLE_RATE
         frames = num_frames(longest if seconds is None else seconds)
+        check_memory(config, frames, len(voices), window)
         for i, heard in enumerate(voices, 1):
             for remark in sound.remarks(heard, f"voice {i}"):
                 log.warning("%s", remark)
@@ -340,7 +340,8 @@ def check_request(config: AvatarConfig, *, portrait: bool, voices: int, seconds:
     """Whether a model can make a video of what it is given; asked before anything large is loaded.
 
     Raises:
-      InputError: a portrait, voices or a length are missing, or given to a model that has no use for them.
+      InputError: a portrait, voices or a length are missing, or given to a model that has no use for them; or the video
+        is more than the machine's memory holds.
     """
     sees, hears = config.dit.image_to_video or config.dit.token_replace, config.dit.audio is not None
     if sees and not portrait:
@@ -352,14 +353,14 @@ def check_request(config: AvatarConfig, *, portrait: bool, voices: int, seconds:
     if not voices and seconds is None:
         raise InputError(f"no {'voice and no ' * hears}length: a silent video needs its length in seconds")
     if seconds is not None:
-        num_frames(seconds)
+        check_memory(config, num_frames(seconds), voices, window=1)
     if not 0 <= seed < 2**32:
         raise InputError(f"seed is {seed}, must lie in 0 .. 2^32 - 1")
 
 
 def num_frames(seconds: float) -> int:
     """Video frames of a sound: seconds x 25, rounded, at least one."""
-    if not (math.isfinite(seconds) and seconds > 0):
+    if fault_of(Seconds, seconds, ""):
         raise InputError(f"a video of {seconds} seconds cannot be made")
     return max(1, round(seconds * FPS))
 
@@ -436,10 +437,7 @@ def load(
         raise InputError("load takes a mesh, or devices and seq, not both")
     else:
         fits_mesh = False
-    config, encoders = load_encoders(name, mesh=mesh)
-    dit = load_into(
-        find_model(name), "dit", lambda: DiT(config.dit, rngs=nnx.Rngs(0)), dtype=jnp.dtype(config.dtype), mesh=mesh
-    )
+    config, encoders, dit = load_models(name, mesh=mesh)
     return Avatar(config=config, dit=dit, encoders=encoders, mesh=mesh, fits_mesh=fits_mesh)
 
 

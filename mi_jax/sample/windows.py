@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Int
 
+from mi_jax.bounds import LatentFrames, fault_of
 from mi_jax.errors import InputError
 
 
@@ -13,8 +14,12 @@ def plan_windows(length: int, window: int = 33, overlap: int = 8) -> Int[np.ndar
     own length.
 
     Raises:
-      InputError: an overlap under 3 (the blend of the paper divides by `overlap - 2`) or not under the window.
+      InputError: a window out of bounds; an overlap under 3 (the blend of the paper divides by `overlap - 2`) or not
+        under the window.
     """
+    fault = fault_of(LatentFrames, window, "window")
+    if fault:
+        raise InputError(fault)
     if overlap < 3:
         raise InputError(f"overlap of {overlap} latent frames is too small, at least 3 are blended")
     if overlap >= window:

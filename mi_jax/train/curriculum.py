@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import grain
 import jax
@@ -13,12 +15,14 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Key
 
 from mi_jax.avatar.folders import load_part, part_config
+from mi_jax.bounds import Batch, LatentFrames, Positive, Share, Shift, Weight, Within, check_fields
 from mi_jax.conditions import Conditions
 from mi_jax.data.batches import batches
 from mi_jax.data.features import to_pixels
 from mi_jax.data.records import RecordSource
 from mi_jax.diffusion import euler_step, sample_sigma, sigma_schedule
 from mi_jax.errors import InputError
+from mi_jax.memory import check_host_memory
 from mi_jax.mesh import spec_of
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.tiling import decode_latents
@@ -40,30 +44,41 @@ class CurriculumObjective:
     init_from: str | None = None
     """A finished run whose averaged parameters this one starts from, or a model folder; leaves it lacks (audio)
     keep their initial values."""
-    shift: float = 3.0
-    sigma_scale: float = 1.0
+    shift: Shift = 3.0
+    sigma_scale: Positive = 1.0
     """Spread of the noise levels, before the shift (`sample_sigma`)."""
-    windows: tuple[tuple[int, int], ...] = ((9, 6), (17, 3), (33, 2))
+    windows: tuple[tuple[LatentFrames, Batch], ...] = ((9, 6), (17, 3), (33, 2))
     """(latent frames, batch size) of the training windows. Each step draws one kind, so that every length is
     learned."""
-    window_weights: tuple[float, ...] = (0.4, 0.3, 0.3)
-    mid_clip: float = 0.5
+    window_weights: tuple[Weight, ...] = (0.4, 0.3, 0.3)
+    mid_clip: Share = 0.5
     """Share of windows cut from the middle of a clip: the portrait stays as identity, but does not start the window.
     So are all windows but the first of a long video; clips must be longer than every kind of window for it."""
-    adaptive_weight: float = 0.0
+    adaptive_weight: Weight = 0.0
     """lambda of Eq. 4; the paper's stage 2 has 10."""
-    motion_weight: float = 0.0
+    motion_weight: Weight = 0.0
     """Weight of `flow.motion_loss`, which the paper does not have."""
     face_masked: bool = True
     """False lets audio act everywhere (for the ablation of Eq. 2)."""
-    speakers: int = 1
+    speakers: Annotated[int, Within(1, 64)] = 1
     """Most speakers of a record. Records with fewer get speakers who are nowhere (mask 0), so that batches are even."""
-    whole_mask: float = 0.0
+    whole_mask: Share = 0.0
     """Share of one speaker's windows whose audio may act everywhere, as at sampling when no face mask is known."""
-    drop_each: float = 0.1
-    drop_all: float = 0.05
+    drop_each: Share = 0.1
+    drop_all: Share = 0.05
     sample_vae: str | None = None
     """Shipped model or model folder whose VAE decodes the samples shown during training."""
+
+    def __post_init__(self):
+        check_fields(self)
+        if not self.windows:
+            raise InputError(
+                "windows is empty: one kind of window, of latent frames and batch size, is needed at least"
+            )
+        if len(self.windows) != len(self.window_weights):
+            raise InputError(f"window_weights has {len(self.window_weights)} entries, for {len(self.windows)} windows")
+        if not sum(self.window_weights) > 0:
+            raise InputError(f"window_weights {self.window_weights}: one must be above 0")
 
     def init(self, key: Key[Array, ""]) -> DiT:
         return sharded_init(lambda key: DiT(self.dit, rngs=nnx.Rngs(key)), key)
@@ -118,7 +133,11 @@ class CurriculumObjective:
 
     def _sources(self) -> list[RecordSource]:
         folders = [self.records] if isinstance(self.records, str) else self.records
-        return _open_records(folders, self._longest, self.mid_clip)
+        sources = _open_records(folders, self._longest, self.mid_clip)
+        _, *picture = sources[0].leaves["latents"]["shape"]
+        largest = max(length * batch for length, batch in self.windows)
+        check_host_memory(4 * largest * math.prod(picture), f"a batch of windows {self.windows}")
+        return sources
 
     def loss(
         self, model: DiT, batch: dict[str, Array | np.ndarray], key: Key[Array, ""], turn: str = "model"

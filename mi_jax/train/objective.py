@@ -4,11 +4,12 @@ import dataclasses
 import pathlib
 import runpy
 from collections.abc import Iterable
-from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import jax
 from flax import nnx
 
+from mi_jax.bounds import Devices, Seed, Steps, Within, Workers, check_fields
 from mi_jax.errors import InputError
 from mi_jax.train.turns import OptimizerConfig
 
@@ -81,35 +82,22 @@ class TrainConfig(Generic[O]):
 
     name: str
     objective: O
-    steps: int
+    steps: Steps
     optimizer: OptimizerConfig
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     matmul_precision: Literal["default", "bfloat16", "float32"] = "default"
-    seed: int = 0
-    accumulate: int = 1
-    seq: int = 1
-    workers: int = 0
-    checkpoint_every: int = 1000
-    keep: int = 2
-    log_every: int = 10
-    sample_every: int = 500
-    on_device: int = 0
+    seed: Seed = 0
+    accumulate: Annotated[int, Within(1, 10**6)] = 1
+    seq: Devices = 1
+    workers: Workers = 0
+    checkpoint_every: Steps = 1000
+    keep: Annotated[int, Within(1, 10**6)] = 2
+    log_every: Steps = 10
+    sample_every: Annotated[int, Within(0, 10**9)] = 500
+    on_device: Annotated[int, Within(0, 10**6)] = 0
 
     def __post_init__(self):
-        at_least = {
-            "steps": 1,
-            "accumulate": 1,
-            "seq": 1,
-            "workers": 0,
-            "checkpoint_every": 1,
-            "keep": 1,
-            "log_every": 1,
-            "sample_every": 0,
-            "on_device": 0,
-        }
-        for field, least in at_least.items():
-            if getattr(self, field) < least:
-                raise InputError(f"{self.name}: {field} is {getattr(self, field)}, must be at least {least}")
+        check_fields(self)
 
 
 def load_config(path: str | pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:

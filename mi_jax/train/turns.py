@@ -3,16 +3,18 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mi_jax.errors import InputError
+from mi_jax.bounds import Share, Within, check_fields
 
 MUON_RMS = 0.2
 """Scale of Muon's updates, about that of Adam's, so that one learning rate serves both (Liu et al., 2502.16982)."""
+
+_Decay = Annotated[float, Within(0, below=1)]
 
 Path = tuple[str | int, ...]
 """Where a parameter is in its module: names and indices."""
@@ -31,22 +33,18 @@ class OptimizerConfig:
     ema_decay: of an EMA of the parameters, warmed up as min(ema_decay, (1 + step) / (10 + step)); None: there is none.
     """
 
-    learning_rate: float
+    learning_rate: Annotated[float, Within(0, 100)]
     kind: Literal["adamw", "muon"] = "adamw"
-    warmup_steps: int = 0
-    decay_fraction: float = 0.0
-    weight_decay: float = 0.01
-    b1: float = 0.9
-    b2: float = 0.999
-    clip_norm: float = 1.0
-    ema_decay: float | None = 0.999
+    warmup_steps: Annotated[int, Within(0, 10**9)] = 0
+    decay_fraction: Share = 0.0
+    weight_decay: Annotated[float, Within(0, 100)] = 0.01
+    b1: _Decay = 0.9
+    b2: _Decay = 0.999
+    clip_norm: Annotated[float, Within(above=0, most=1e30)] = 1.0
+    ema_decay: Share | None = 0.999
 
     def __post_init__(self):
-        if self.warmup_steps < 0:
-            raise InputError(f"warmup_steps is {self.warmup_steps}, must be at least 0")
-        for name in ("decay_fraction", "ema_decay"):
-            if not 0.0 <= (getattr(self, name) or 0.0) <= 1.0:
-                raise InputError(f"{name} is {getattr(self, name)}, must lie in [0, 1]")
+        check_fields(self)
 
     def rate(self, step: jax.Array | int, steps: int) -> jax.Array:
         """The learning rate at step 0, 1, ... of a run of `steps`: at the last one it would reach 0, if it decays."""

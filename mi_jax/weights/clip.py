@@ -8,7 +8,10 @@ import numpy as np
 from flax import nnx
 
 from mi_jax.errors import InputError
+from mi_jax.files import reason
 from mi_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVisionConfig
+from mi_jax.untrusted import check_folder, read_json
+from mi_jax.weights.configs import understood
 from mi_jax.weights.rows import Outputs, Part, Table, Tensor, leaf_shapes, plan
 from mi_jax.weights.sources import Checkpoint, open_checkpoint
 
@@ -72,33 +75,35 @@ def layer_table(ours: str, theirs: str, names: dict[str, str]) -> dict[str, str 
 def text_config(checkpoint: Checkpoint, theirs: Any) -> CLIPTextConfig:
     """Ours, of a text config of transformers."""
     _check_activation(checkpoint, theirs)
-    # Id 2 is a mistake in the configs of 2021; the tokenizer's end of text is the last id.
-    end = theirs.vocab_size - 1 if theirs.eos_token_id == 2 else theirs.eos_token_id
-    return CLIPTextConfig(
-        vocab_size=theirs.vocab_size,
-        eos_token_id=end,
-        width=theirs.hidden_size,
-        mlp_width=theirs.intermediate_size,
-        depth=theirs.num_hidden_layers,
-        heads=theirs.num_attention_heads,
-        max_tokens=theirs.max_position_embeddings,
-        norm_eps=theirs.layer_norm_eps,
-    )
+    with understood(checkpoint.path.parent / "config.json"):
+        # Id 2 is a mistake in the configs of 2021; the tokenizer's end of text is the last id.
+        end = theirs.vocab_size - 1 if theirs.eos_token_id == 2 else theirs.eos_token_id
+        return CLIPTextConfig(
+            vocab_size=theirs.vocab_size,
+            eos_token_id=end,
+            width=theirs.hidden_size,
+            mlp_width=theirs.intermediate_size,
+            depth=theirs.num_hidden_layers,
+            heads=theirs.num_attention_heads,
+            max_tokens=theirs.max_position_embeddings,
+            norm_eps=theirs.layer_norm_eps,
+        )
 
 
 def vision_config(checkpoint: Checkpoint, theirs: Any, feature_layer: int) -> CLIPVisionConfig:
     """Ours, of a vision config of transformers."""
     _check_activation(checkpoint, theirs)
-    return CLIPVisionConfig(
-        image_size=theirs.image_size,
-        patch_size=theirs.patch_size,
-        width=theirs.hidden_size,
-        mlp_width=theirs.intermediate_size,
-        depth=theirs.num_hidden_layers,
-        heads=theirs.num_attention_heads,
-        feature_layer=feature_layer,
-        norm_eps=theirs.layer_norm_eps,
-    )
+    with understood(checkpoint.path.parent / "config.json"):
+        return CLIPVisionConfig(
+            image_size=theirs.image_size,
+            patch_size=theirs.patch_size,
+            width=theirs.hidden_size,
+            mlp_width=theirs.intermediate_size,
+            depth=theirs.num_hidden_layers,
+            heads=theirs.num_attention_heads,
+            feature_layer=feature_layer,
+            norm_eps=theirs.layer_norm_eps,
+        )
 
 
 def read_config(checkpoint: Checkpoint, *kinds: str) -> Any:
@@ -110,15 +115,14 @@ def read_config(checkpoint: Checkpoint, *kinds: str) -> Any:
     from transformers import AutoConfig
 
     path = checkpoint.path.parent / "config.json"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    stored = read_json(path)
+    check_folder(path.parent)
+    if stored.get("model_type") not in kinds:  # before transformers chooses a class by it
+        raise InputError(f"{path}: of a {str(stored.get('model_type'))[:40]}, not of a {' or '.join(kinds)}")
     try:
-        theirs = AutoConfig.from_pretrained(path.parent, local_files_only=True)
+        return AutoConfig.from_pretrained(path.parent, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise InputError(f"{path}: not a config of transformers ({str(error).splitlines()[0]})") from None
-    if theirs.model_type not in kinds:
-        raise InputError(f"{path}: of a {theirs.model_type}, not of a {' or '.join(kinds)}")
-    return theirs
+        raise InputError(f"{path}: not a config of transformers ({reason(error)})") from None
 
 
 def find_prefix(checkpoint: Checkpoint, name: str, prefixes: Iterable[str]) -> str:

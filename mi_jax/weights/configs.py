@@ -1,30 +1,30 @@
 """config.json: reading it, and config dataclasses as JSON and back."""
 
+import contextlib
 import dataclasses
 import json
-import pathlib
+import os
 import types
 import typing
-from typing import Any
+from collections.abc import Iterator
+from typing import Annotated, Any
 
+from mi_jax.bounds import fault_of, hints_of, shown
 from mi_jax.errors import InputError
+from mi_jax.untrusted import read_json
+
+__all__ = ["config_from_json", "config_to_json", "read_json", "understood"]
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object, such as a config.json.
-
-    Raises:
-      InputError: the file is missing or no JSON object.
-    """
+@contextlib.contextmanager
+def understood(where: str | os.PathLike, fault: str = "a value is missing or of another kind") -> Iterator[None]:
+    """What goes wrong inside with the values of a file becomes an InputError that names the file."""
     try:
-        value = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no JSON object")
-    return value
+        yield
+    except InputError as error:
+        raise (error if str(error).startswith(str(where)) else InputError(f"{where}: {error}")) from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: {fault} ({error!r})") from None
 
 
 def config_to_json(config: Any) -> Any:
@@ -32,36 +32,46 @@ def config_to_json(config: Any) -> Any:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def config_from_json(kind: Any, value: Any, where: str) -> Any:
+def config_from_json(kind: Any, value: Any, where: str | os.PathLike, field: str = "") -> Any:
     """Rebuilds a config dataclass of type `kind` from JSON: nested dataclasses, optionals, tuples and scalars.
 
     Raises:
-      InputError: a field is unknown, missing or of another type, named with `where` it was read.
+      InputError: a field is unknown, missing, of another type or out of its bounds (`mi_jax.bounds`). The line names
+        the file `where` and the field, which lies in that file under `field`.
     """
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise InputError(f"{where}: {value!r} is no {kind.__name__}")
-        hints = typing.get_type_hints(kind)
-        unknown = sorted(set(value) - set(hints))
-        if unknown:
-            raise InputError(f"{where}: {kind.__name__} has no field {', '.join(unknown)}")
-        try:
-            return kind(**{name: config_from_json(hints[name], v, f"{where}.{name}") for name, v in value.items()})
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{where}: {error}") from None
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        options = [option for option in typing.get_args(kind) if option is not type(None)]
-        return None if value is None else config_from_json(options[0], value, where)
-    if typing.get_origin(kind) is tuple or isinstance(value, list):
-        if not isinstance(value, list):
-            raise InputError(f"{where}: {value!r} is no list")
-        items = typing.get_args(kind)
-        item = items[0] if items and (len(items) == 1 or items[-1] is Ellipsis or len(set(items)) == 1) else Any
-        return tuple(config_from_json(item, v, where) for v in value)
-    # JSON writes 3.0 as 3, and knows true apart from 1.
-    fits = {int: int, float: (int, float), str: str, bool: bool}.get(kind)
-    if fits is not None and (not isinstance(value, fits) or isinstance(value, bool) != (kind is bool)):
-        raise InputError(f"{where}: {value!r} is no {kind.__name__}")
-    if typing.get_origin(kind) is typing.Literal and value not in typing.get_args(kind):
-        raise InputError(f"{where}: {value!r} is none of {', '.join(map(str, typing.get_args(kind)))}")
+    place = f"{where}: {field}" if field else str(where)
+    if not isinstance(value, dict):
+        raise InputError(f"{place} is {shown(value)}, no {kind.__name__}")
+    hints = hints_of(kind)
+    required = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING}
+    for fault, names in (("has no field", value.keys() - hints.keys()), ("lacks", required - value.keys())):
+        if names:
+            raise InputError(f"{place}: {kind.__name__} {fault} {', '.join(sorted(names))}")
+    inside = f"{field}." if field else ""
+    values = {name: _from_json(hints[name], given, where, inside + name) for name, given in value.items()}
+    try:
+        return kind(**values)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
+
+
+def _from_json(hint: Any, value: Any, where: str | os.PathLike, field: str) -> Any:
+    """A field's value, held against its type and bounds."""
+    nested = next((option for option in _options(hint) if dataclasses.is_dataclass(option)), None)
+    if nested is not None and not (value is None and type(None) in _options(hint)):
+        return config_from_json(nested, value, where, field)
+    value = _tuples(value)
+    fault = fault_of(hint, value, field)
+    if fault:
+        raise InputError(f"{where}: {fault}")
     return value
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) is Annotated:
+        return _options(typing.get_args(hint)[0])
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -7,7 +7,7 @@ from flax import nnx
 
 from mi_jax.errors import InputError
 from mi_jax.models.vae import VAE, VAEConfig
-from mi_jax.weights.configs import read_json
+from mi_jax.weights.configs import read_json, understood
 from mi_jax.weights.rows import Outputs, Part, Table, Tensor, leaf_shapes, plan
 from mi_jax.weights.sources import open_checkpoint
 
@@ -21,22 +21,21 @@ def vae(path: pathlib.Path) -> tuple[VAEConfig, Part]:
     checkpoint = open_checkpoint(path).under("vae.")
     where = checkpoint.path.parent / "config.json"
     theirs = read_json(where)
-    try:
+    with understood(where, "not the config of HunyuanVideo's VAE"):
         time = theirs.get("temporal_compression_ratio", theirs.get("time_compression_ratio", 4))
         space = theirs.get("spatial_compression_ratio", 8)
         widths, depth = tuple(theirs["block_out_channels"]), theirs["layers_per_block"]
+        channels, groups, scale = theirs["latent_channels"], theirs["norm_num_groups"], theirs["scaling_factor"]
+        if (time, space, len(widths)) != (4, 8, 4) or theirs.get("act_fn", "silu") != "silu":
+            raise InputError("not HunyuanVideo's VAE, which has strides 4x8x8, four levels and SiLU")
         config = VAEConfig(
-            latent_channels=theirs["latent_channels"],
+            latent_channels=channels,
             widths=widths,
             encoder_blocks=depth,
             decoder_blocks=depth + 1,
-            norm_groups=theirs["norm_num_groups"],
-            scaling_factor=theirs["scaling_factor"],
+            norm_groups=groups,
+            scaling_factor=scale,
         )
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{where}: not the config of HunyuanVideo's VAE ({error!r})") from None
-    if (time, space, len(widths)) != (4, 8, 4) or theirs.get("act_fn", "silu") != "silu":
-        raise InputError(f"{where}: not HunyuanVideo's VAE, which has strides 4x8x8, four levels and SiLU")
     shapes = leaf_shapes(lambda: VAE(config, rngs=nnx.Rngs(0)))
     return config, Part("vae", checkpoint, shapes, plan(shapes, vae_table(config)))
 

@@ -8,7 +8,7 @@ the last modulation: (shift, scale) with Tencent as here, (scale, shift) with di
 import dataclasses
 import functools
 import pathlib
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +20,7 @@ from mi_jax.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from mi_jax.models.dit import TIMESTEP_DIM, DiT, DiTConfig
 from mi_jax.models.dit_blocks import AudioAttention
 from mi_jax.models.layers import sinusoid
-from mi_jax.weights.configs import read_json
+from mi_jax.weights.configs import read_json, understood
 from mi_jax.weights.rows import (
     Outputs,
     Part,
@@ -189,12 +189,16 @@ def _swap_halves(x: np.ndarray) -> np.ndarray:
 
 
 def _tencent_config(checkpoint: Checkpoint, family: Family) -> DiTConfig:
+    with understood(checkpoint.path, "tensors of no shapes that a HunyuanVideo has"):
+        return _config_of_shapes(checkpoint, family)
+
+
+def _config_of_shapes(checkpoint: Checkpoint, family: Family) -> DiTConfig:
     shape = checkpoint.shape
     width, channels, *patch = shape("img_in.proj.weight")
     head_dim = shape("double_blocks.0.img_attn_q_norm.weight")[0]
     latent_channels = shape("final_layer.linear.weight")[0] // int(np.prod(patch))
-    return _config(
-        checkpoint,
+    return DiTConfig(
         latent_channels=latent_channels,
         image_to_video=channels == 2 * latent_channels + 1,
         token_replace=family == "hunyuan-video-i2v" and channels == latent_channels,
@@ -216,13 +220,12 @@ def _tencent_config(checkpoint: Checkpoint, family: Family) -> DiTConfig:
 def _diffusers_config(checkpoint: Checkpoint) -> DiTConfig:
     path = checkpoint.path.parent / "config.json"
     theirs = read_json(path)
-    try:
+    with understood(path, "not the config of HunyuanVideoTransformer3DModel"):
         condition, channels = theirs.get("image_condition_type"), theirs["in_channels"]
         if condition not in (None, "latent_concat", "token_replace"):
-            raise InputError(f"{path}: image_condition_type {condition!r} is not known")
+            raise InputError(f"image_condition_type {condition!r} is not known")
         latent_channels = theirs.get("out_channels") or channels
-        return _config(
-            checkpoint,
+        return DiTConfig(
             latent_channels=latent_channels,
             # Before image_condition_type there was concatenation alone.
             image_to_video=condition == "latent_concat" or channels == 2 * latent_channels + 1,
@@ -240,15 +243,6 @@ def _diffusers_config(checkpoint: Checkpoint) -> DiTConfig:
             rope_axes=tuple(theirs["rope_axes_dim"]),
             rope_theta=float(theirs["rope_theta"]),
         )
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: not the config of HunyuanVideoTransformer3DModel ({error!r})") from None
-
-
-def _config(checkpoint: Checkpoint, **fields: Any) -> DiTConfig:
-    try:
-        return DiTConfig(**fields)
-    except ValueError as error:
-        raise InputError(f"{checkpoint.path}: {error}") from None
 
 
 def _check_family(checkpoint: Checkpoint, config: DiTConfig, family: Family) -> None:

@@ -23,6 +23,7 @@ from mi_jax.weights.clip import (
     vision_config,
     vision_table,
 )
+from mi_jax.weights.configs import understood
 from mi_jax.weights.rows import Part, Table, Tensor, leaf_shapes, plan
 from mi_jax.weights.sources import open_checkpoint
 
@@ -83,23 +84,24 @@ def llava(path: pathlib.Path) -> tuple[CLIPVisionConfig | None, LlamaConfig, int
     text = getattr(theirs, "text_config", theirs)
     if text.model_type != "llama":
         raise InputError(f"{where}: a LLaVA with {text.model_type} instead of llama is not read")
-    rope = text.rope_parameters
+    rope = text.rope_parameters or {}
     plain = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "pretraining_tp": 1}
     odd = [f"{name} {getattr(text, name)!r}" for name, usual in plain.items() if getattr(text, name, usual) != usual]
     if rope.get("rope_type", "default") != "default":
         odd.append(f"rope_type {rope['rope_type']!r}")
     if odd:
         raise InputError(f"{where}: a Llama with {', '.join(odd)} is not read")
-    language = LlamaConfig(
-        vocab_size=text.vocab_size,
-        width=text.hidden_size,
-        mlp_width=text.intermediate_size,
-        depth=text.num_hidden_layers,
-        heads=text.num_attention_heads,
-        key_value_heads=text.num_key_value_heads,
-        rope_theta=float(rope["rope_theta"]),
-        norm_eps=text.rms_norm_eps,
-    )
+    with understood(where):
+        language = LlamaConfig(
+            vocab_size=text.vocab_size,
+            width=text.hidden_size,
+            mlp_width=text.intermediate_size,
+            depth=text.num_hidden_layers,
+            heads=text.num_attention_heads,
+            key_value_heads=text.num_key_value_heads,
+            rope_theta=float(rope["rope_theta"]),
+            norm_eps=text.rms_norm_eps,
+        )
     # The embedding of the longer names first: "model.embed_tokens" ends "language_model.model.embed_tokens" too.
     prefix = find_prefix(checkpoint, "embed_tokens.weight", _LANGUAGE)
     if theirs.model_type == "llama":
@@ -111,6 +113,8 @@ def llava(path: pathlib.Path) -> tuple[CLIPVisionConfig | None, LlamaConfig, int
     if theirs.vision_config.model_type != "clip_vision_model" or strategy != "default" or not isinstance(layer, int):
         raise InputError(f"{where}: a LLaVA that reads anything but the patches of one layer of CLIP is not read")
     vision = vision_config(checkpoint, theirs.vision_config, layer)
+    if not isinstance(theirs.image_token_id, int):
+        raise InputError(f"{where}: image_token_id is {theirs.image_token_id!r}")
     table = llava_table(
         prefix,
         find_prefix(checkpoint, "embeddings.class_embedding", _VISION),
@@ -123,5 +127,5 @@ def llava(path: pathlib.Path) -> tuple[CLIPVisionConfig | None, LlamaConfig, int
 
 def _bare(vision: CLIPVisionConfig, language: LlamaConfig) -> MLLMConfig:
     """An MLLM of these sizes without CLIP's text tower; its prompts have no leaves."""
-    prompts = dataclasses.replace(PromptConfig.hunyuan_video(), image_tokens=vision.num_patches)
+    prompts = dataclasses.replace(PromptConfig.hunyuan_video(), image_tokens=vision.num_patches, image_token_id=0)
     return MLLMConfig(vision=vision, language=language, clip_text=None, prompts=prompts)

@@ -23,10 +23,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mi_jax.errors import InputError
-from mi_jax.files import new_folder
+from mi_jax.files import new_folder, reason
 from mi_jax.mesh import parameter_spec
 from mi_jax.weights import older
 from mi_jax.weights.configs import read_json
+from mi_jax.weights.stored import read_header, read_index
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
@@ -118,6 +119,20 @@ def load_into(
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 
+def check_weights(directory: str | os.PathLike, modules: Mapping[str, nnx.Module]) -> None:
+    """Whether a folder holds all weights of modules without arrays, and no others under their names; by the headers
+    alone.
+
+    Raises:
+      InputError: as `load_into`.
+    """
+    headers = _read_headers(pathlib.Path(directory))
+    for name, module in modules.items():
+        wanted = {f"{name}.{_dotted(path)}": tuple(v.shape) for path, v in nnx.to_flat_state(nnx.state(module))}
+        stored = {key: entry for key, entry in headers.items() if key.startswith(f"{name}.")}
+        _account(pathlib.Path(directory), name, wanted, stored)
+
+
 def load_state(directory: str | os.PathLike, name: str) -> Any:
     """Every leaf saved as `name` (an nnx.State), f32, for a module that may have more of them.
 
@@ -177,23 +192,14 @@ def _read_leaf(stored: _Stored, opened: dict[pathlib.Path, safe_open], dtype: An
 def _read_headers(directory: pathlib.Path) -> dict[str, _Stored]:
     """Every stored weight, by its name of today."""
     index = directory / INDEX
-    if index.exists():
-        try:
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{index}: not an index of safetensors files ({error})") from None
-    else:
-        files = [WEIGHTS]
     stored = {}
-    for path in (directory / file for file in files):
+    for path in read_index(index) if index.exists() else [directory / WEIGHTS]:
+        shapes = {key: entry.shape for key, entry in read_header(path).items()}
         try:
-            with safe_open(path, "numpy") as file:
-                for key in file.keys():  # noqa: SIM118
-                    stored[key] = _Stored(tuple(file.get_slice(key).get_shape()), ((path, key),))
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
+            with safe_open(path, "numpy"):  # holds the bytes against the header
+                stored |= {key: _Stored(shape, ((path, key),)) for key, shape in shapes.items()}
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: cut short or not safetensors ({error})") from None
+            raise InputError(f"{path}: cut short or not safetensors ({reason(error)})") from None
     for key, names in older.joined(stored).items():
         parts = [stored.pop(name) for name in names]
         shape = (parts[0].shape[0], len(parts), *parts[0].shape[1:])

@@ -6,7 +6,7 @@ drop.
 """
 
 import dataclasses
-import json
+import math
 import os
 import pathlib
 import zipfile
@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mi_jax.errors import InputError
-from mi_jax.weights.configs import read_json
+from mi_jax.files import reason
+from mi_jax.untrusted import check_folder, regular_file
+from mi_jax.weights.stored import read_header, read_index
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -77,7 +79,7 @@ class Checkpoint:
     def count(self, prefix: str) -> int:
         """Layers under a name: one more than the highest number that follows `prefix`; 0 without any."""
         numbers = (key[len(prefix) :].split(".")[0] for key in self.tensors if key.startswith(prefix))
-        return max((int(number) + 1 for number in numbers if number.isdigit()), default=0)
+        return max((int(number) + 1 for number in numbers if number.isdecimal() and len(number) < 10), default=0)
 
     def under(self, *prefixes: str) -> "Checkpoint":
         """The same checkpoint without the first of `prefixes` that all of its names begin with."""
@@ -97,7 +99,7 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """
     path = _find(pathlib.Path(path))
     if path.name.endswith(".index.json"):
-        files = _read_index(path)
+        files = read_index(path)
     else:
         files = [path]
     tensors: dict[str, Stored] = {}
@@ -135,7 +137,10 @@ def _find(path: pathlib.Path) -> pathlib.Path:
     if path.is_file():
         return path
     if not path.is_dir():
+        if path.exists():
+            regular_file(path)  # says what else it is
         raise InputError(f"{path}: no such file or folder")
+    check_folder(path)
     found = _candidates(path)
     if not found:
         raise InputError(f"{path}: holds no weights (.safetensors, .pt or .bin)")
@@ -147,42 +152,14 @@ def _find(path: pathlib.Path) -> pathlib.Path:
     return found[0]
 
 
-def _read_index(path: pathlib.Path) -> list[pathlib.Path]:
-    weight_map = read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise InputError(f"{path}: not an index of weights (it has no weight_map)")
-    return [path.parent / file for file in sorted(set(weight_map.values()))]
-
-
 def _open_safetensors(path: pathlib.Path, number: int) -> dict[str, Stored]:
-    """Format: 8 bytes of header length, a JSON header (dtype, shape and byte range of each tensor), the bytes."""
-    broken = InputError(f"{path}: cut short or not safetensors")
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            size = path.stat().st_size
-            if not 2 <= length <= size - 8:
-                raise broken
-            header = json.loads(file.read(length))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except ValueError:
-        raise broken from None
-    if not isinstance(header, dict):
-        raise broken
-    header.pop("__metadata__", None)
     tensors = {}
-    for key, entry in header.items():
-        try:
-            kind, shape = str(entry["dtype"]), tuple(map(int, entry["shape"]))
-            start, end = map(int, entry["data_offsets"])
-        except (KeyError, TypeError, ValueError):
-            raise broken from None
+    for key, (kind, shape, first, size) in read_header(path).items():
         if kind not in DTYPES:
             raise InputError(f"{path}: {key} is stored as {kind}, which is not read")
-        dtype, first = DTYPES[kind], 8 + length + start
-        if end - start != dtype.itemsize * int(np.prod(shape)) or not 8 + length <= first <= 8 + length + end <= size:
-            raise broken
+        dtype = DTYPES[kind]
+        if size != dtype.itemsize * math.prod(shape):
+            raise InputError(f"{path}: cut short or not safetensors ({key})")
         read = _reader(path, first, shape, dtype)
         tensors[key] = Stored(shape, dtype, (number, first), read)
     return tensors
@@ -202,8 +179,7 @@ def _reader(path: pathlib.Path, first: int, shape: tuple[int, ...], dtype: np.dt
 
 
 def _open_torch(path: pathlib.Path, number: int) -> dict[str, Stored]:
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
+    regular_file(path)
     try:
         import torch
     except ModuleNotFoundError:
@@ -219,8 +195,8 @@ def _open_torch(path: pathlib.Path, number: int) -> dict[str, Stored]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise InputError(f"{path}: a pickle of more than tensors, which could run code; it is not opened") from None
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: cut short or not PyTorch's ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # whatever a damaged pickle makes of torch's unpickler
+        raise InputError(f"{path}: cut short or not PyTorch's ({reason(error)})") from None
     for wrapper in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
@@ -232,7 +208,7 @@ def _open_torch(path: pathlib.Path, number: int) -> dict[str, Stored]:
         bfloat16 = tensor.dtype == torch.bfloat16
         try:
             view = (tensor.detach().view(torch.int16) if bfloat16 else tensor.detach()).numpy()
-        except TypeError:
+        except (TypeError, RuntimeError):  # of 8-bit floats, and of tensors that are sparse or hold no numbers
             raise InputError(f"{path}: {key} is stored as {tensor.dtype}, which is not read") from None
         view = view.view(DTYPES["BF16"]) if bfloat16 else view
         if view.dtype not in DTYPES.values():

@@ -8,6 +8,7 @@ from flax import nnx
 from mi_jax.errors import InputError
 from mi_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from mi_jax.weights.clip import find_prefix, layer_table, read_config
+from mi_jax.weights.configs import understood
 from mi_jax.weights.rows import Outputs, Part, Table, Tensor, leaf_shapes, plan
 from mi_jax.weights.sources import open_checkpoint
 
@@ -38,22 +39,23 @@ def wav2vec2(path: pathlib.Path) -> tuple[Wav2Vec2Config, Part]:
     checkpoint = open_checkpoint(path)
     theirs = read_config(checkpoint, "wav2vec2")
     where = checkpoint.path.parent / "config.json"
-    if theirs.feat_extract_norm != "group" or theirs.do_stable_layer_norm or theirs.conv_bias or theirs.add_adapter:
-        raise InputError(f"{where}: of wav2vec2's architectures only that of the base models is read")
-    if len(set(theirs.conv_dim)) != 1 or {theirs.hidden_act, theirs.feat_extract_activation} != {"gelu"}:
-        raise InputError(f"{where}: a wav2vec2 with several conv_dim or without gelu is not read")
-    config = Wav2Vec2Config(
-        conv_dim=theirs.conv_dim[0],
-        conv_kernels=tuple(theirs.conv_kernel),
-        conv_strides=tuple(theirs.conv_stride),
-        width=theirs.hidden_size,
-        num_layers=theirs.num_hidden_layers,
-        num_heads=theirs.num_attention_heads,
-        mlp_width=theirs.intermediate_size,
-        position_kernel=theirs.num_conv_pos_embeddings,
-        position_groups=theirs.num_conv_pos_embedding_groups,
-        norm_epsilon=theirs.layer_norm_eps,
-    )
+    with understood(where):
+        if theirs.feat_extract_norm != "group" or theirs.do_stable_layer_norm or theirs.conv_bias or theirs.add_adapter:
+            raise InputError("of wav2vec2's architectures only that of the base models is read")
+        if len(set(theirs.conv_dim)) != 1 or {theirs.hidden_act, theirs.feat_extract_activation} != {"gelu"}:
+            raise InputError("a wav2vec2 with several conv_dim or without gelu is not read")
+        config = Wav2Vec2Config(
+            conv_dim=theirs.conv_dim[0],
+            conv_kernels=tuple(theirs.conv_kernel),
+            conv_strides=tuple(theirs.conv_stride),
+            width=theirs.hidden_size,
+            num_layers=theirs.num_hidden_layers,
+            num_heads=theirs.num_attention_heads,
+            mlp_width=theirs.intermediate_size,
+            position_kernel=theirs.num_conv_pos_embeddings,
+            position_groups=theirs.num_conv_pos_embedding_groups,
+            norm_epsilon=theirs.layer_norm_eps,
+        )
     prefix = find_prefix(checkpoint, "feature_projection.projection.weight", ("wav2vec2.", ""))
     old = f"{prefix}{_POSITION}weight_g" in checkpoint.tensors
     shapes = leaf_shapes(lambda: Wav2Vec2(config, rngs=nnx.Rngs(0)))

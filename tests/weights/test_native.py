@@ -123,10 +123,10 @@ def test_a_file_cut_short_is_named(folder, keep):
 
 def test_a_missing_or_unreadable_file_is_named(folder, tmp_path):
     (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"model\.safetensors: no such file"):
+    with pytest.raises(InputError, match=r"model\.safetensors: No such file"):
         load_into(folder, "dit", build)
     (folder / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(InputError, match=r"index\.json: not an index"):
+    with pytest.raises(InputError, match=r"index\.json: holds no JSON object"):
         load_into(folder, "dit", build)
     with pytest.raises(InputError, match=r"nowhere/config\.json: .*is no model folder"):
         read_config(tmp_path / "nowhere")
