@@ -371,11 +371,10 @@ def _as_tokens_vary(context: Context, tokens: Array) -> Context:
 def _rematerialised(body: Callable, remat: Remat) -> Callable:
     """A scan's body whose backward pass computes its activations again from the tokens that entered it.
 
-    With "none" the activations are kept, but gathered parameters are gathered again: all of them are the whole model.
+    With "none" it computes only what is cheap again, and gathers parameters again.
     """
     if remat == "none":
-        spread = jax.sharding.get_abstract_mesh().size > 1
-        return jax.checkpoint(body, prevent_cse=False, policy=_all_but_gathered) if spread else body
+        return jax.checkpoint(body, prevent_cse=False, policy=_worth_keeping)
     policy = None
     if remat == "offload":
         policy = jax.checkpoint_policies.save_and_offload_only_these_names(
@@ -391,8 +390,19 @@ def _rematerialised(body: Callable, remat: Remat) -> Callable:
     return jax.checkpoint(named, prevent_cse=False, policy=policy)
 
 
-def _all_but_gathered(primitive, *_, **__) -> bool:
-    return primitive.name not in ("reshard", "pcast", "pvary")
+# fmt: off
+_CHEAP = {
+    "reshard", "pcast", "pvary", "slice", "squeeze", "reshape", "transpose", "broadcast_in_dim", "concatenate", "pad",
+    "split", "convert_element_type", "select_n", "add", "add_any", "sub", "mul", "div", "neg", "max", "integer_pow",
+    "square", "rsqrt", "tanh", "logistic", "reduce_sum",
+}
+# fmt: on
+
+
+def _worth_keeping(primitive, *_, **__) -> bool:
+    """Products and attention; not what moves, gathers or combines them token by token. A block's parameters, taken out
+    of their stack and gathered, are of the latter: kept, they would be the whole model once more."""
+    return primitive.name not in _CHEAP
 
 
 def _token_grid(config: DiTConfig, latents: Array) -> tuple[int, int, int]:

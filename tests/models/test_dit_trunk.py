@@ -166,3 +166,20 @@ def test_an_extra_vector_is_a_term_of_the_conditioning_vector(replace):
     got = jax.jit(extended)(model, x, sigma, told, extra_vector=jnp.tile(extra, (2, 1)))
     model.time_in.fc2.bias[...] += extra
     np.testing.assert_allclose(got, velocity(model, x, sigma, told), rtol=1e-5, atol=1e-5)
+
+
+# --- the backward pass ---------------------------------------------------------------------------------------------
+
+
+def test_the_scans_keep_no_parameters():
+    """With all activations kept, a block's parameters, taken out of their stack, are not: [bodies i o] are kernels."""
+    config = dataclasses.replace(TALKING, remat="none")
+    graph, state = nnx.split(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))))
+    x, sigma = latents_and_sigma(config)
+    told = conditions(config)
+    jaxpr = jax.make_jaxpr(jax.grad(lambda state: jnp.mean(nnx.merge(graph, state)(x, sigma, told) ** 2)))(state)
+    scans = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan" and not eqn.params["reverse"]]
+    assert [eqn.params["length"] for eqn in scans] == [config.refiner_depth, 2, 2]
+    kept = [v.aval for eqn in scans for v in eqn.outvars[eqn.params["num_carry"] :]]
+    assert len(kept) > 50
+    assert [aval.shape for aval in kept if aval.ndim == 3 and min(aval.shape[1:]) >= config.width] == []
