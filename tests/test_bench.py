@@ -50,7 +50,7 @@ def refused(capsys, *argv: str) -> str:
         (["step", "--batch", "0"], "batch is 0"),
         (["dit", "--repeats", "0"], "repeats is 0"),
         (["dit", "--attention", "cudnn"], "attention cudnn needs an NVIDIA GPU"),
-        (["sampler", "--steps", "0"], "0 steps, 1 windows at a time: at least 1"),
+        (["sampler", "--steps", "0"], "--steps is 0, must lie in"),
         (["sampler", "--overlap", "2"], "overlap of 2"),
         (["vae", "--against", "diffusers"], "runs dit and step, not vae"),
         (["dit", "--against", "diffusers"], "diffusers has no audio attention"),

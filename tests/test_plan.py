@@ -335,7 +335,7 @@ def test_what_does_not_fit_is_said_by_how_much(config, capsys, monkeypatch):
         (["--topology", "v5p-9"], "no topology 'v5p-9'; of v5p there are v5p-8, v5p-16"),
         (["--topology", "h100:4x9"], "at most 8 GPUs a host and 256 in all"),
         (["--topology", "cpu:4", "--data", "3", "--seq", "2"], "data=3 x seq=2 needs 6 devices, there are 4"),
-        (["--topology", "cpu:4", "--seq", "0"], "both are at least 1"),
+        (["--topology", "cpu:4", "--seq", "0"], "--seq is 0, must lie in"),
         (["--topology", "cpu:2", "--sample", "32x48", "--speakers", "-1"], "--speakers is -1"),
         (["--topology", "cpu:4"], "nowhere: no such records; --size HxW"),
         (["--topology", "cpu:4", "--size", "32x48"], "a batch of 2 clips does not divide over data=4"),

@@ -20,7 +20,7 @@ from mi_jax.models.audio_encoder import AudioEncoderConfig
 from mi_jax.models.clip import CLIPTextConfig
 from mi_jax.models.dit import DiTConfig
 from mi_jax.models.mllm import MLLMConfig
-from mi_jax.models.prompts import IMAGE_TOKEN, PromptConfig, read_tokenizer
+from mi_jax.models.prompts import IMAGE_TOKEN, TOKENIZERS, PromptConfig, read_tokenizer
 from mi_jax.untrusted import check_folder
 from mi_jax.weights import clip, hunyuan_vae, hunyuan_video, llava, wav2vec2
 from mi_jax.weights.configs import config_to_json
@@ -128,7 +128,7 @@ def _check_folders(parts: Iterable[str | os.PathLike | None]) -> None:
     """Whether the folders of all parts, and the tokenizers beside them, hold data alone: asked before the first one is
     opened."""
     for part in (pathlib.Path(part) for part in parts if part is not None):
-        for folder in (part, part.parent / "tokenizer", part.parent / "tokenizer_2"):
+        for folder in (part, *(part.parent / tokenizer for tokenizer in TOKENIZERS)):
             if folder.is_dir():
                 check_folder(folder)
 

@@ -19,7 +19,7 @@ from mi_jax.files import reason
 from mi_jax.models.clip import CLIPText, CLIPTextConfig
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.mllm import MLLM, MLLMConfig
-from mi_jax.models.prompts import Prompter
+from mi_jax.models.prompts import TOKENIZERS, Prompter
 from mi_jax.models.vae import VAE, VAEConfig
 from mi_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from mi_jax.untrusted import check_folder
@@ -160,13 +160,15 @@ def find_model(name: str | os.PathLike) -> pathlib.Path:
     """The folder of a shipped model, or `name` itself where it is a folder.
 
     Raises:
-      InputError: there is neither, or the folder holds code (`check_folder`).
+      InputError: there is neither, or the folder or a tokenizer in it holds code (`check_folder`).
     """
     shipped = shipped_models()
     if str(name) in shipped:
         return shipped[str(name)]
     if pathlib.Path(name).is_dir():
-        check_folder(pathlib.Path(name))
-        return pathlib.Path(name)
+        folder = pathlib.Path(name)
+        for place in (folder, *filter(pathlib.Path.is_dir, (folder / tokenizer for tokenizer in TOKENIZERS))):
+            check_folder(place)
+        return folder
     known = ", ".join(shipped) or "none"
     raise InputError(f"{name}: no such model; shipped: {known}; or give a model folder")

@@ -23,6 +23,10 @@ PUPPET_TOKENS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]", IMAGE_TOKEN)
 """Special tokens of the puppets' tokenizer, by id."""
 
 
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+"""Their folders, in a model's or beside an encoder's: of the language model, and of CLIP."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptTemplate:
     """A sentence around the prompt, and what is read after it.
@@ -165,8 +169,8 @@ class Prompter:
             InputError: a tokenizer is missing or unreadable.
         """
         folder = Path(folder)
-        second = folder / "tokenizer_2"
-        return cls(config, read_tokenizer(folder / "tokenizer"), read_tokenizer(second) if second.is_dir() else None)
+        first, second = (folder / name for name in TOKENIZERS)
+        return cls(config, read_tokenizer(first), read_tokenizer(second) if second.is_dir() else None)
 
     def save(self, folder: str | Path) -> None:
         """Writes what `load` reads."""

@@ -146,7 +146,7 @@ def test_no_parameter_is_trained_twice():
 
 
 def test_the_optimisers_fields_are_checked():
-    with pytest.raises(InputError, match="warmup_steps is -1, must be at least 0"):
+    with pytest.raises(InputError, match="warmup_steps is -1, must lie in"):
         OptimizerConfig(learning_rate=1.0, warmup_steps=-1)
     with pytest.raises(InputError, match=r"ema_decay is 1\.5, must lie in"):
         OptimizerConfig(learning_rate=1.0, ema_decay=1.5)
