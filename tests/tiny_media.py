@@ -16,13 +16,15 @@ def speech_like(seconds: float, rate: int, channels: int = 1) -> np.ndarray:
     return np.repeat((0.2 * smooth / np.abs(smooth).max())[:, None], channels, 1).astype(np.float32)
 
 
-def encode_sound(path: pathlib.Path, codec: str, audio: np.ndarray, rate: int, layout: str, sample_format: str) -> None:
-    """A file of one sound track, of samples [n c]."""
+def encode_sound(
+    path: pathlib.Path, codec: str, audio: np.ndarray, rate: int, layout: str, sample_format: str, start: float = 0.0
+) -> None:
+    """A file of one sound track, of samples [n c], that starts at `start` by the file's clock."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.layout = layout
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(audio.reshape(1, -1)), format="flt", layout=layout)
-        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+        frame.sample_rate, frame.pts, frame.time_base = rate, round(start * rate), Fraction(1, rate)
         for part in av.AudioResampler(format=sample_format).resample(frame):
             container.mux(stream.encode(part))
         container.mux(stream.encode(None))

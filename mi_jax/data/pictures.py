@@ -134,12 +134,11 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     else:
         white = 65535
     scaled = Image.fromarray((pixels.astype(np.float64) * (255 / white)).round().clip(0, 255).astype(np.uint8))
-    scaled.info = dict(image.info)
-    scaled.getexif().update({key: value for key, value in image.getexif().items() if key == _ORIENTATION})
+    scaled.info = dict(image.info)  # its colour profile, and how it is turned
     return scaled
 
 
-_SAMPLE_FORMAT, _ORIENTATION = 339, 0x0112  # TIFF tags
+_SAMPLE_FORMAT = 339  # a TIFF tag
 
 
 def _in_srgb(image: Image.Image, name: str) -> Image.Image:

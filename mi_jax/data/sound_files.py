@@ -3,6 +3,7 @@
 Every fault of a file is an `InputError` of one line that names it. What is odd but readable is logged to `mi_jax`.
 """
 
+import dataclasses
 import functools
 import logging
 import pathlib
@@ -144,39 +145,63 @@ def _name_tracks(path: pathlib.Path, container, stream, mixer: "_Mixer") -> None
 def _pieces(container, stream, losses: Losses) -> Iterator[tuple[np.ndarray, str, int]]:
     """A track in pieces ([n c] f32, layout, rate), without holes: there is silence where its times leave a gap."""
     names = set(container.format.name.split(","))
-    timed, spliced = bool(TIMED & names), bool(SPLICED & names)
-    origin = max(0.0, (container.start_time or 0) / av.time_base)
-    length = 0.0 if spliced else (container.duration or 0) / av.time_base
+    start, length = ((seconds or 0) / av.time_base for seconds in (container.start_time, container.duration))
+    clock = Clock(max(0.0, start), length, timed=bool(TIMED & names), spliced=bool(SPLICED & names))
     end = np.inf
     if "mov" in names and stream.duration:  # its AAC decodes to whole blocks, past its end
-        end = float(((stream.start_time or 0) + stream.duration) * stream.time_base) - origin
-    position, heard, lost = 0.0, False, 0.0
-    resampler, setting = None, None
+        end = float(((stream.start_time or 0) + stream.duration) * stream.time_base) - clock.origin
+    resampler, setting, lost = None, None, 0.0
     for frame in decoded(container, stream, losses):
         rate, layout, channels = frame.sample_rate, frame.layout.name, frame.layout.nb_channels
-        lost, just_lost = losses.seconds, losses.seconds - lost
-        gap = just_lost if heard else 0.0
-        if timed and frame.pts is not None:
-            gap = float(frame.pts * frame.time_base) - origin - position
-            if (heard and gap < -JITTER) or (gap > JUMP and position + gap > length):
-                origin, gap = origin + gap, 0.0
-            elif heard and not just_lost and gap < JITTER:
-                gap = 0.0
+        stated = None if frame.pts is None else float(frame.pts * frame.time_base)
+        silent = round(clock.silence_before(stated, losses.seconds - lost) * rate)
+        lost = losses.seconds
+        for first in range(0, silent, rate):
+            yield np.zeros((min(rate, silent - first), channels), np.float32), layout, rate
+        clock.advance(silent / rate)
         if setting != (frame.format.name, layout, rate):
             setting = (frame.format.name, layout, rate)
             # packed samples: planes of more than 8 channels lie where PyAV does not look
             resampler = av.AudioResampler(format="flt")
-        silent = round(max(gap, 0.0) * rate)
-        for start in range(0, silent, rate):
-            yield np.zeros((min(rate, silent - start), channels), np.float32), layout, rate
-        position, heard = position + silent / rate, True
         frame.pts = None
         for packed in resampler.resample(frame):
             samples = packed.to_ndarray().reshape(-1, channels)
             if end < np.inf:
-                samples = samples[: max(0, round((end - position) * rate))]
+                samples = samples[: max(0, round((end - clock.position) * rate))]
             yield samples, layout, rate
-            position += len(samples) / rate
+            clock.advance(len(samples) / rate)
+
+
+@dataclasses.dataclass
+class Clock:
+    """How much silence belongs before each frame of a track, by the times that its file states.
+
+    origin: what the file calls its start. length: of the file, in seconds; 0 where that is not known. timed, spliced:
+    see `TIMED`, `SPLICED`. position: seconds that were heard so far.
+    """
+
+    origin: float
+    length: float
+    timed: bool
+    spliced: bool
+    position: float = 0.0
+    heard: bool = False
+
+    def silence_before(self, stated: float | None, lost: float) -> float:
+        """Seconds before a frame of this time (None: unknown), `lost` of which could not be decoded."""
+        if not self.timed or stated is None:
+            return lost if self.heard else 0.0
+        gap = stated - self.origin - self.position
+        jumps = gap > JUMP and (self.spliced or self.position + gap > self.length)
+        if jumps or (self.heard and gap < -JITTER):
+            self.origin += gap
+            return 0.0
+        believed = gap >= JITTER or lost > 0 or not self.heard
+        return max(0.0, gap) if believed else 0.0
+
+    def advance(self, seconds: float) -> None:
+        self.position += seconds
+        self.heard = True
 
 
 class _Mixer:

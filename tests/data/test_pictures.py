@@ -156,11 +156,14 @@ def test_whole_numbers_without_a_sign_go_to_two_to_the_32(tmp_path):
     np.testing.assert_array_equal(pictures.read_image(tmp_path / "a.tif"), np.stack([GREY] * 3, -1))
 
 
-def test_a_picture_of_many_bits_is_turned_upright(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "pixels"), [("a.tif", GREY.astype(np.float32)), ("a.png", GREY.astype(np.uint16) * 257)]
+)
+def test_a_picture_of_many_bits_is_turned_upright(tmp_path, name, pixels):
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(GREY.astype(np.float32)).save(tmp_path / "a.tif", exif=exif)
-    np.testing.assert_array_equal(pictures.read_image(tmp_path / "a.tif")[..., 0], np.rot90(GREY, -1))
+    Image.fromarray(pixels).save(tmp_path / name, exif=exif)
+    np.testing.assert_array_equal(pictures.read_image(tmp_path / name)[..., 0], np.rot90(GREY, -1))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -188,6 +191,11 @@ def profile_of(primaries: np.ndarray) -> bytes:
     return bytes(data)
 
 
+def srgb_primaries() -> np.ndarray:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).profile
+    return np.stack([profile.red_colorant[0], profile.green_colorant[0], profile.blue_colorant[0]], -1)
+
+
 def linear(pixels: np.ndarray) -> np.ndarray:
     x = pixels / 255
     return np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
@@ -201,9 +209,7 @@ def encoded(light: np.ndarray) -> np.ndarray:
 def test_colour_profiles_are_applied(tmp_path, mode):
     """The closed form: linear light, from one set of primaries to the other."""
     stored = np.random.default_rng(0).integers(90, 160, (20, 31, 3), np.uint8)  # inside both gamuts
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).profile
-    srgb = np.stack([profile.red_colorant[0], profile.green_colorant[0], profile.blue_colorant[0]], -1)
-    expected = encoded(linear(stored) @ (np.linalg.inv(srgb) @ DISPLAY_P3).T)
+    expected = encoded(linear(stored) @ (np.linalg.inv(srgb_primaries()) @ DISPLAY_P3).T)
     Image.fromarray(stored).convert(mode).save(tmp_path / "a.png", icc_profile=profile_of(DISPLAY_P3))
     read = pictures.read_image(tmp_path / "a.png")
     assert np.abs(expected - stored).mean() > 3
@@ -218,6 +224,18 @@ def test_a_profile_that_changes_nothing_costs_no_bit(tmp_path, mode):
     plain = np.asarray(image.convert("RGB")) if mode == "P" else np.stack([grey] * 3, -1)
     image.save(tmp_path / "a.png", icc_profile=SRGB)
     np.testing.assert_array_equal(pictures.read_image(tmp_path / "a.png"), plain)
+
+
+def test_rounding_alone_moves_no_colour(tmp_path):
+    """Profiles of sRGB differ in the last digits of their numbers: conversion changes some pixels by 1."""
+    stored = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    other = profile_of(srgb_primaries() * (1 + 5e-3 * np.array([1, -1, 1])))
+    converted = ImageCms.profileToProfile(
+        Image.fromarray(stored), ImageCms.ImageCmsProfile(io.BytesIO(other)), ImageCms.createProfile("sRGB")
+    )
+    assert np.abs(np.asarray(converted).astype(int) - stored).max() == 1
+    Image.fromarray(stored).save(tmp_path / "a.png", icc_profile=other)
+    np.testing.assert_array_equal(pictures.read_image(tmp_path / "a.png"), stored)
 
 
 def test_transparency_is_kept_under_a_profile(tmp_path):

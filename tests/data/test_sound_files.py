@@ -305,6 +305,41 @@ def test_a_gap_is_silent(tmp_path, suffix):
     assert np.abs(read[cut + 1000 : cut + 15000]).max() < 1e-3
 
 
+def silences(times, *, lost=(), **clock) -> list[float]:
+    """Before each of several frames of 1 s."""
+    clock = sound_files.Clock(**{"origin": 0.0, "length": 0.0, "timed": True, "spliced": False} | clock)
+    found = []
+    for i, time in enumerate(times):
+        found.append(clock.silence_before(time, float(lost[i]) if lost else 0.0))
+        clock.advance(found[-1] + 1.0)
+    return found
+
+
+def test_the_clock_believes_gaps_and_no_jumps():
+    assert silences([5.0, 6.0], origin=5.0) == [0, 0]
+    assert silences([0.3, 1.3, 3.3, 4.3]) == pytest.approx([0.3, 0, 1, 0])
+    assert silences([0.001, 1.002, 1.998, 3.0]) == pytest.approx([0.001, 0, 0, 0])  # times rounded to milliseconds
+    assert silences([0.0, 1.02, 2.04, 3.06]) == pytest.approx([0, 0, 0.04, 0])  # packets that were lost one by one
+    assert silences([0.0, 1.02, 2.04], lost=[0, 0.02, 0.02]) == pytest.approx([0, 0.02, 0.02])
+    assert silences([0.0, 31.0], length=60.0) == [0, 30]
+    assert silences([0.0, 31.0, 32.0], length=20.0) == [0, 0, 0]  # a damaged time: the file ends before it
+    assert silences([0.0, 31.0, 32.0, 33.5], length=60.0, spliced=True) == [0, 0, 0, 0.5]
+    assert silences([0.0, 1.0, 0.0, 1.0, 3.0], spliced=True) == [0, 0, 0, 0, 1]  # a second recording
+    assert silences([None, None], lost=[0.5, 0.5]) == [0, 0.5]
+    assert silences([7.0, 9.0, 9.0], lost=[0.5, 0.5, 0.0], timed=False) == [0, 0.5, 0]
+
+
+def test_time_begins_where_the_file_does(tmp_path):
+    """MPEG-TS may count from any time."""
+    encode_sound(tmp_path / "a.ts", "aac", speech_like(1.0, 48000), 48000, "mono", "fltp", start=5.0)
+    with av.open(str(tmp_path / "a.ts")) as container:
+        assert container.start_time > 4_900_000
+    read = sound_files.read_audio(tmp_path / "a.ts")
+    truth = soxr.resample(speech_like(1.0, 48000)[:, 0], 48000, 16000)
+    assert len(read) == pytest.approx(16000, abs=700)
+    assert lag_and_correlation(read, truth, 400)[1] > 0.95  # AAC's delay of 21 ms is stated nowhere in it
+
+
 def test_jumping_clocks_of_joined_recordings_are_no_gaps(tmp_path):
     """Two Ogg files put together: the second starts at 0 again."""
     audio = speech_like(1.0, 48000)
