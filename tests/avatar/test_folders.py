@@ -47,7 +47,7 @@ def refused(call) -> str:
     before = len(jax.live_arrays())
     with pytest.raises(InputError) as caught:
         call()
-    assert len(jax.live_arrays()) == before
+    assert len(jax.live_arrays()) <= before
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -56,9 +56,9 @@ def refused(call) -> str:
     ("place", "value", "fault"),
     [
         (("dit", "audio", "tokens"), 10**9, "config.json: dit.audio.tokens is 1000000000, must lie in [1, 256]"),
-        (("mllm", "prompts", "max_tokens"), 10**9, "config.json: mllm.prompts.max_tokens is 1000000000"),
+        (("mllm", "prompts", "max_tokens"), 10**9, "config.json: mllm.prompts.max_tokens is 1000000000, must lie in"),
         (("dit", "double_depth"), 10**6, "config.json: dit.double_depth is 1000000, must lie in [1, 1024]"),
-        (("dit", "heads"), 0, "config.json: dit.heads is 0"),
+        (("dit", "heads"), 0, "config.json: dit.heads is 0, must lie in [1, 1024]"),
         (("dit", "width"), [32], "config.json: dit.width is (32,), must be a whole number"),
         (("dit", "audio", "tokens"), 256, "weights of 'dit' do not fit its config"),
         (("dit", "single_depth"), 1024, "weights of 'dit' do not fit its config"),
@@ -70,11 +70,15 @@ def refused(call) -> str:
 )
 def test_a_config_larger_than_its_weights(model, tmp_path, unread, place, value, fault):
     folder = changed(model, tmp_path / "model", *place, value=value)
-    assert fault in refused(lambda: load(folder, devices=1))
-    if place[0] in ("vae", "wav2vec2", "mllm"):
+    assert fault in refused(lambda: load_part(folder, place[0]))
+    if "must" in fault:
+        assert fault in refused(lambda: load(folder, devices=1))
         assert fault in refused(lambda: load_encoders(folder))
-    if place[0] == "vae":
-        assert fault in refused(lambda: load_part(folder, "vae"))
+
+
+def test_a_model_whose_last_part_does_not_fit_is_refused_before_its_first_is_read(model, tmp_path, unread):
+    folder = changed(model, tmp_path / "model", "dit", "refiner_depth", value=1024)
+    assert "weights of 'dit' do not fit its config" in refused(lambda: load(folder, devices=1))
 
 
 def test_the_largest_audio_encoder_is_described_in_little_memory():
