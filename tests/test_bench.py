@@ -46,7 +46,7 @@ def refused(capsys, *argv: str) -> str:
         (["nothing"], "invalid choice"),
         (["dit", "--height", "100"], "height is 100 pixels, must be a multiple of 16"),
         (["vae", "--width", "100"], "width is 100 pixels, must be a multiple of 8"),
-        (["step", "--latent-frames", "0"], "0 latent frames"),
+        (["step", "--latent-frames", "0"], "--latent-frames is 0"),
         (["step", "--batch", "0"], "batch is 0"),
         (["dit", "--repeats", "0"], "repeats is 0"),
         (["dit", "--attention", "cudnn"], "attention cudnn needs an NVIDIA GPU"),

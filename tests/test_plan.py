@@ -341,6 +341,7 @@ def test_what_does_not_fit_is_said_by_how_much(config, capsys, monkeypatch):
         (["--topology", "cpu:4", "--size", "32x48"], "a batch of 2 clips does not divide over data=4"),
         (["--topology", "cpu:4", "--size", "32x48", "--objective.windows", "3", "7"], "a batch of 7 clips does not"),
         (["--topology", "cpu:2", "--size", "32"], "--size is '32', must be HEIGHTxWIDTH"),
+        (["--topology", "cpu:2", "--size", "32x1000000000"], "--size is 1000000000, must lie in"),
         (["--topology", "cpu:2", "--nonsense", "3"], "--nonsense"),
         (["--topology", "cpu:2", "--sample", "32x48", "--overlap", "1"], "overlap"),
     ],

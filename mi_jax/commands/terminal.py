@@ -14,7 +14,7 @@ from typing import Any
 
 import tyro
 
-from mi_jax.bounds import fault_of, hints_of
+from mi_jax.bounds import Pixels, fault_of, hints_of
 from mi_jax.errors import InputError
 
 INTERRUPTED = 130
@@ -104,7 +104,11 @@ def parse_size(option: str, text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if match is None:
         raise InputError(f"{option} is {text!r}, must be HEIGHTxWIDTH in pixels")
-    return int(match[1]), int(match[2])
+    height, width = int(match[1]), int(match[2])
+    fault = fault_of(Pixels, height, option) or fault_of(Pixels, width, option)
+    if fault:
+        raise InputError(fault)
+    return height, width
 
 
 class ProgressBar:

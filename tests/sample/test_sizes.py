@@ -1,0 +1,62 @@
+"""What a video takes at least, against its parts counted by hand."""
+
+import pytest
+
+from mi_jax import memory
+from mi_jax.avatar.config import AvatarConfig
+from mi_jax.errors import InputError
+from mi_jax.sample.sizes import check_memory, device_bytes_of, host_bytes_of
+
+PUPPET = AvatarConfig.puppet()
+
+
+def test_bytes_of_a_puppet_by_hand():
+    """101 frames of 96x96 pixels: 26 latent frames of 12x12x16, 36 tokens each, of width 256 and 1024."""
+    latents = 26 * 12 * 12 * 16 * 4
+    assert host_bytes_of(PUPPET, 101, voices=0) == latents + 2 * 101 * 96 * 96 * 3
+    assert device_bytes_of(PUPPET, 101, window=9) == 2 * latents + 9 * 36 * 256 * (4 + 4) * 4
+    assert device_bytes_of(PUPPET, 101, window=33) == 2 * latents + 26 * 36 * 256 * (4 + 4) * 4
+    # Of many voices their states: 202 steps of 5 x 128.
+    assert host_bytes_of(PUPPET, 101, voices=64) == 2 * 64 * 202 * 5 * 128 * 4
+
+
+def test_a_video_is_refused_exactly_where_memory_ends(monkeypatch):
+    needed = host_bytes_of(PUPPET, 25_001, voices=1)
+    monkeypatch.setattr(memory, "host_bytes", lambda: needed)
+    check_memory(PUPPET, 25_001, 1, 33)
+    monkeypatch.setattr(memory, "host_bytes", lambda: needed - 1)
+    with pytest.raises(InputError, match=r"^a video of 1000\.04 s and 96x96 pixels takes at least 1\.3\d* GiB"):
+        check_memory(PUPPET, 25_001, 1, 33)
+    monkeypatch.setattr(memory, "host_bytes", lambda: None)  # a system that does not tell
+    check_memory(PUPPET, 25_001, 1, 33)
+
+
+def test_accelerators_have_memory_of_their_own(monkeypatch):
+    class Device:
+        def __init__(self, limit):
+            self.limit = limit
+
+        def memory_stats(self):
+            return {"bytes_limit": self.limit}
+
+    needed = device_bytes_of(PUPPET, 25_001, 33)
+    for limit in (needed // 2, needed // 2 - 1):
+        devices = [Device(limit), Device(needed - needed // 2)]
+        monkeypatch.setattr("jax.local_devices", lambda devices=devices: devices)
+        if limit == needed // 2:
+            check_memory(PUPPET, 25_001, 0, 33)
+        else:
+            with pytest.raises(InputError, match="of the accelerators' memory"):
+                check_memory(PUPPET, 25_001, 0, 33)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(5, "5 B"), (1023, "1.02e+03 B"), (3 * 2**20, "3 MiB"), (2**40 - 1, "1024 GiB"), (5 * 2**40, "5 TiB")],
+)
+def test_sizes_for_people(count, text):
+    assert memory.as_size(count) == text
+
+
+def test_the_machine_has_some_memory():
+    assert 2**28 < memory.host_bytes() < 2**50
