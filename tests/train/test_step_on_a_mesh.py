@@ -9,16 +9,27 @@ from jax.sharding import PartitionSpec as P
 from tiny_avatar import draw_weights
 from tiny_dit import TALKING
 
-from mi_jax.mesh import make_mesh, shard_parameters
+from mi_jax.mesh import make_mesh, on_mesh, shard_parameters
 from mi_jax.models.dit import DiT
 from mi_jax.train.curriculum import CurriculumObjective
 from mi_jax.train.objective import TrainConfig
+from mi_jax.train.samples import sampler
 from mi_jax.train.state import init_state, make_step, split_model
 from mi_jax.train.turns import OptimizerConfig
 
 B, T, H, W = 8, 3, 4, 6
 SHALLOW = dataclasses.replace(TALKING, double_depth=1, single_depth=2)
 OBJECTIVE = CurriculumObjective(dit=SHALLOW, records="", adaptive_weight=10.0, motion_weight=2.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Showing(CurriculumObjective):
+    """Keeps what it is to show."""
+
+    seen: list
+
+    def show(self, sampled):
+        self.seen.append(sampled)
 
 
 def batch() -> dict[str, np.ndarray]:
@@ -90,3 +101,25 @@ def test_products_of_bf16_have_gradients_on_a_mesh():
             given = jax.tree.map(lambda x: jax.device_put(x, P("data")), batch())
             text = make_step(config, graph).lower(state, {}, given).as_text()
         assert "bf16" in text
+
+
+def test_samples_are_drawn_where_the_averages_lie():
+    """On eight devices as on one: twenty Euler steps of every window of a batch."""
+    silent = dataclasses.replace(OBJECTIVE, dit=dataclasses.replace(SHALLOW, audio=None))
+    config = TrainConfig(name="show", objective=silent, steps=1, optimizer=OptimizerConfig(learning_rate=1e-3))
+    graph, params, frozen = split_model(draw_weights(DiT, silent.dit, 0), silent)
+
+    def sampled(mesh, place):
+        given, seen = {name: place(x) for name, x in batch().items()}, []
+        showing = dataclasses.replace(config, objective=Showing(**vars(silent), seen=seen))
+        with on_mesh(mesh):
+            sampler(showing, graph, given)(shard_parameters(params, mesh), frozen, 3)()
+        return seen[0]
+
+    one = make_mesh(devices=jax.devices()[:1])
+    alone = sampled(one, jax.device_put)
+    mesh = make_mesh(data=4, seq=2)
+    spread = sampled(mesh, lambda x: jax.device_put(x, jax.NamedSharding(mesh, P("data"))))
+    np.testing.assert_array_equal(spread["truth"], batch()["latents"])
+    np.testing.assert_allclose(spread["generated"], alone["generated"], rtol=1e-3, atol=1e-4)
+    assert spread["generated"].shape == (B, T, H, W, 16)
