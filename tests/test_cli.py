@@ -463,3 +463,24 @@ def test_closed_streams_and_pipes_are_no_tracebacks(tmp_path, streams):
     )  # fmt: skip
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("masks", "fault"),
+    [
+        ([], "2 voices, but"),
+        (["left.png", "black.png"], "black.png: mask is empty"),
+        (["left.png", "ones.png"], "the mask's lightest pixel is 1 of 255; white, 255, marks the face"),
+        (["left.png"], "1 masks for 2 voices"),
+    ],
+)
+def test_faults_of_faces_are_said_before_a_model_is_loaded(files, model, capsys, monkeypatch, masks, fault):
+    monkeypatch.setattr("mi_jax.sample.avatar.load", lambda *_, **__: pytest.fail("a model is loaded"))
+    left = 255 * (np.arange(48) < 6).astype(np.uint8) * np.ones((40, 1), np.uint8)
+    for name, mask in {"left.png": left, "black.png": 0 * left, "ones.png": left // 255}.items():
+        Image.fromarray(mask).save(name)
+    chosen = ["--mask", *masks] if masks else []
+    line = refused(
+        capsys, "animate", "portrait.png", "speech.wav", "speech.wav", "--model", str(model), "--out", "o.mp4", *chosen
+    )
+    assert fault in line

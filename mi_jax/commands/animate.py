@@ -89,23 +89,21 @@ def animate(
     refuse_inputs(out, portrait, *audio, *mask)
     pixels = None if portrait is None else pictures.read_image(portrait)
     voices = [sound_files.read_audio(path, seconds=seconds) for path in audio]
-    for path in mask:
-        pictures.read_mask(path)
     longest = max(map(len, voices), default=0) / SAMPLE_RATE
     frames = avatar.num_frames(longest if seconds is None else seconds)
     video_files.check_space(out, frames, config.height, config.width)
     check_memory(config, frames, len(voices), window)
+    masks = avatar.find_masks(config, pixels, mask or [None] * len(voices), face_model) if voices else []
     loaded = avatar.load(model, devices=devices, seq=seq)
     with ProgressBar("denoising", "step") as bar:
         video = loaded.animate(
             pixels,
-            [avatar.Speaker(voice, path) for voice, path in zip(voices, mask or [None] * len(voices))],
+            [avatar.Speaker(voice, mask) for voice, mask in zip(voices, masks)],
             prompt,
             seed=seed,
             window=window,
             overlap=overlap,
             seconds=seconds,
-            face_model=face_model,
             progress=bar,
             **options,
         )

@@ -48,7 +48,10 @@ def read_mask(path: PathLike) -> Bool[np.ndarray, "H W"]:
     """A mask picture: True where lighter than mid-grey; transparent counts as black. Raises as `read_image` does."""
     with _opened_image(path, "mask") as image:
         image = ImageOps.exif_transpose(_eight_bits(image, str(path))).convert("RGBA")
-        return np.array(Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("L")) >= 128
+        grey = np.array(Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("L"))
+    if 0 < grey.max() < 128:
+        raise InputError(f"{path}: the mask's lightest pixel is {grey.max()} of 255; white, 255, marks the face")
+    return grey >= 128
 
 
 @contextlib.contextmanager

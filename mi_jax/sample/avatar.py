@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, UInt8
+from jaxtyping import Array, Bool, Float, Float32, UInt8
 from PIL import Image
 
 from mi_jax.avatar.config import AvatarConfig
@@ -139,9 +139,7 @@ class Avatar:
         masks = []
         if speakers:
             given = [speaker.mask for speaker in speakers]
-            masks, how = faces.face_masks(pixels, len(speakers), given, model_path=face_model)
-            fit_masks(masks, *config.padded_size)  # what is wrong with them is said first, and alone
-            log.info(how)
+            masks = find_masks(config, pixels, given, face_model)
 
         conditions = avatar.conditions(pixels, masks, voices, prompt, latent_frames)
         latents = avatar.denoise(
@@ -384,6 +382,26 @@ def read_portrait(portrait: Portrait) -> UInt8[np.ndarray, "H W 3"]:
         size = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise InputError(f"portrait: {size} is too small (at least {pictures.MIN_SIDE} px a side)")
     return pixels
+
+
+def find_masks(
+    config: AvatarConfig,
+    portrait: UInt8[np.ndarray, "H W 3"],
+    masks: Sequence[faces.MaskSource | None],
+    face_model: PathLike | None = None,
+) -> Bool[np.ndarray, "s H W"]:
+    """One face mask for each speaker, at the portrait's size: those given, or of the faces found (`faces.face_masks`).
+    Where they came from is logged; a whole picture for want of a face is a warning.
+
+    Raises:
+      InputError: of `faces.face_masks`, and of `fit_masks` at the config's size.
+    """
+    found, origin = faces.face_masks(portrait, len(masks), masks, model_path=face_model)
+    fit_masks(found, *config.padded_size)  # what is wrong with them is said first, and alone
+    if not all(isinstance(mask, np.ndarray) for mask in masks):
+        whole = masks[0] is None and bool(found.all())
+        log.log(logging.WARNING if whole else logging.INFO, origin)
+    return found
 
 
 def fit_masks(masks: Sequence[np.ndarray] | np.ndarray, height: int, width: int) -> list[np.ndarray]:
