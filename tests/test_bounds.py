@@ -231,7 +231,7 @@ def test_optimisers_that_cannot_be_meant(changes):
     [
         ({"window_weights": ()}, "window_weights has 0 entries, for 3 windows"),
         ({"windows": ()}, "windows is empty"),
-        ({"windows": ((9, 4),)}, "window_weights has 3 entries, for 1 windows"),
+        ({"windows": ((9, 4), (17, 2))}, "window_weights has 3 entries, for 2 windows"),
         ({"window_weights": (0.0, 0.0, 0.0)}, "one must be above 0"),
         ({"window_weights": (1.0, -1.0, 1.0)}, "window_weights[1] is -1.0"),
         ({"windows": ((9, 0), (17, 1), (33, 1))}, "windows[0][1] is 0"),

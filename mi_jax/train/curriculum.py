@@ -51,6 +51,7 @@ class CurriculumObjective:
     """(latent frames, batch size) of the training windows. Each step draws one kind, so that every length is
     learned."""
     window_weights: tuple[Weight, ...] = (0.4, 0.3, 0.3)
+    """How often each kind of several is drawn."""
     mid_clip: Share = 0.5
     """Share of windows cut from the middle of a clip: the portrait stays as identity, but does not start the window.
     So are all windows but the first of a long video; clips must be longer than every kind of window for it."""
@@ -72,12 +73,12 @@ class CurriculumObjective:
     def __post_init__(self):
         check_fields(self)
         if not self.windows:
-            raise InputError(
-                "windows is empty: one kind of window, of latent frames and batch size, is needed at least"
-            )
+            raise InputError("windows is empty: at least one kind, of so many latent frames and so large a batch")
+        if len(self.windows) == 1:
+            return  # all windows are of this kind, whatever the weights
         if len(self.windows) != len(self.window_weights):
             raise InputError(f"window_weights has {len(self.window_weights)} entries, for {len(self.windows)} windows")
-        if not sum(self.window_weights) > 0:
+        if not any(self.window_weights):
             raise InputError(f"window_weights {self.window_weights}: one must be above 0")
 
     def init(self, key: Key[Array, ""]) -> DiT:
