@@ -45,9 +45,9 @@ from mi_jax.models import conv, lpips  # noqa: E402
 from mi_jax.models.audio_encoder import BEFORE  # noqa: E402
 from mi_jax.models.dit import DiT  # noqa: E402
 from mi_jax.models.wav2vec2 import normalise  # noqa: E402
+from mi_jax.puppets import vae as train_vae  # noqa: E402
 from mi_jax.puppets.reading import sharpness  # noqa: E402
 from mi_jax.puppets.vae import VAEObjective, to_unit  # noqa: E402
-from mi_jax.train import vae as train_vae  # noqa: E402
 from mi_jax.train.curriculum import CurriculumObjective  # noqa: E402
 from mi_jax.train.turns import OptimizerConfig  # noqa: E402
 

@@ -230,7 +230,9 @@ def _some(keys: list[str], most: int = 5) -> str:
     return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
-def _write_weights(folder: pathlib.Path, leaves: dict[str, tuple[jax.Array, np.dtype]], max_shard_bytes: int) -> None:
+def _write_weights(
+    folder: pathlib.Path, leaves: dict[str, tuple[jax.Array | np.ndarray, np.dtype]], max_shard_bytes: int
+) -> None:
     sizes = {
         key: leaf.size * (dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype).itemsize
         for key, (leaf, dtype) in leaves.items()
@@ -258,12 +260,13 @@ def plan_files(folder: pathlib.Path, sizes: dict[str, int], max_shard_bytes: int
     return files
 
 
-def _whole(leaf: jax.Array) -> np.ndarray:
+def _whole(leaf: jax.Array | np.ndarray) -> np.ndarray:
     """An array on the host; where no process has all of it, every process asks for it at the same time."""
-    return np.asarray(leaf if leaf.is_fully_addressable else multihost_utils.process_allgather(leaf, tiled=True))
+    elsewhere = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True) if elsewhere else leaf)
 
 
-def _to_disk(key: str, leaf: jax.Array, dtype: np.dtype) -> np.ndarray:
+def _to_disk(key: str, leaf: jax.Array | np.ndarray, dtype: np.dtype) -> np.ndarray:
     array = _whole(leaf)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return np.ascontiguousarray(array) if array.ndim else array

@@ -62,7 +62,7 @@ def test_bodies_of_other_counts_run_as_a_loop_over_their_blocks():
     [
         ({"single_depth": 5}, "single_depth 5 must be a multiple of single_per_body 2"),
         ({"double_per_body": 3}, "double_depth 20 must be a multiple of double_per_body 3"),
-        ({"double_per_body": 0}, "double_depth 20 must be a multiple of double_per_body 0"),
+        ({"double_per_body": 0}, "double_per_body is 0, must lie in"),
     ],
 )
 def test_bodies_divide_the_depth(fields, said):

@@ -55,14 +55,14 @@ def killed_run(out_dir):
 
 def test_resumed_after_sigkill_is_bitwise_the_unbroken_run(tmp_path):
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
-    run = [sys.executable, __file__]
-    first = subprocess.run([*run, str(broken)], capture_output=True, text=True)
+    run, environment = [sys.executable, __file__], os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+    first = subprocess.run([*run, str(broken)], env=environment, capture_output=True, text=True)
     assert first.returncode == -signal.SIGKILL, first.stderr
     saved = {int(p.name) for p in (broken / "checkpoints").iterdir() if p.name.isdigit()}
     assert max(saved) in (40, 60)  # 60 only where its write was done in time
 
     (unbroken / "checkpoints").mkdir(parents=True)  # so that it lives on
-    second = subprocess.run([*run, str(broken), str(unbroken)], capture_output=True, text=True)
+    second = subprocess.run([*run, str(broken), str(unbroken)], env=environment, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr
     resumed, whole = second.stdout.splitlines()
     assert resumed.startswith("step 100 ")
