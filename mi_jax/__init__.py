@@ -11,11 +11,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mi_jax.conditions import Conditions
     from mi_jax.errors import InputError
-    from mi_jax.sample.avatar import Avatar, Speaker, load, save_video
+    from mi_jax.sample.avatar import Avatar, load
+    from mi_jax.sample.inputs import Speaker
+    from mi_jax.sample.save import save_video
 
 __all__ = ["Avatar", "Conditions", "InputError", "Speaker", "load", "save_video"]
 
-_HOMES = {"Conditions": "mi_jax.conditions", "InputError": "mi_jax.errors"}
+_HOMES = {
+    "Conditions": "mi_jax.conditions",
+    "InputError": "mi_jax.errors",
+    "Speaker": "mi_jax.sample.inputs",
+    "save_video": "mi_jax.sample.save",
+}
 
 
 def __getattr__(name: str):

@@ -114,3 +114,4 @@ def _show_log() -> None:
     log.handlers = [logging.StreamHandler()]
     log.handlers[0].addFilter(is_new)  # a voice is read twice: for the model, and for the video
     log.handlers[0].setFormatter(logging.Formatter("mi-jax: %(message)s"))
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it misses PyTorch, which nothing here needs

@@ -251,5 +251,14 @@ def test_curricula_that_cannot_be_meant(changes, fault):
 def test_every_experiment_of_the_project_is_in_its_bounds():
     import runpy
 
-    for path in sorted((Path(__file__).parents[1] / "configs").glob("*.py")):
-        check_fields(runpy.run_path(str(path))["config"])
+    paths = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+    configs = {path.stem: runpy.run_path(str(path))["config"] for path in paths}
+    assert {"magic_infinite_stage1", "magic_infinite_stage2", "puppet_stage2", "puppet_vae"} <= configs.keys()
+    hints = {name: hints_of(type(config)) for name, config in configs.items()}
+    faults = {
+        f"{name}.{field}": fault_of(hint, getattr(configs[name], field), field)
+        for name, fields in hints.items()
+        for field, hint in fields.items()
+    }
+    assert {name: fault for name, fault in faults.items() if fault} == {}
+    assert len(faults) == len(configs) * len(hints["puppet_vae"]) > 100

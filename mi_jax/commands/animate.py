@@ -62,7 +62,8 @@ def animate(
     from mi_jax.mesh import take_devices
     from mi_jax.models.prompts import check_prompt
     from mi_jax.rates import FPS, SAMPLE_RATE
-    from mi_jax.sample import avatar
+    from mi_jax.sample import avatar, inputs
+    from mi_jax.sample.save import save_video
     from mi_jax.sample.sizes import check_memory
     from mi_jax.sample.windows import plan_windows
 
@@ -79,7 +80,7 @@ def animate(
     config = avatar_config(model).replace(**options)
     if mask and portrait is None:
         raise InputError("--mask, but no PORTRAIT before it: --mask comes after PORTRAIT and AUDIO")
-    avatar.check_request(config, portrait=portrait is not None, voices=len(audio), seconds=seconds, seed=seed)
+    inputs.check_request(config, portrait=portrait is not None, voices=len(audio), seconds=seconds, seed=seed)
     if mask and len(mask) != len(audio):
         raise InputError(f"{len(mask)} masks for {len(audio)} voices: give one --mask picture per voice, or none")
     plan_windows(1, window, overlap)
@@ -90,15 +91,15 @@ def animate(
     pixels = None if portrait is None else pictures.read_image(portrait)
     voices = [sound_files.read_audio(path, seconds=seconds) for path in audio]
     longest = max(map(len, voices), default=0) / SAMPLE_RATE
-    frames = avatar.num_frames(longest if seconds is None else seconds)
+    frames = inputs.num_frames(longest if seconds is None else seconds)
     video_files.check_space(out, frames, config.height, config.width)
     check_memory(config, frames, len(voices), window)
-    masks = avatar.find_masks(config, pixels, mask or [None] * len(voices), face_model) if voices else []
+    masks = inputs.find_masks(config, pixels, mask or [None] * len(voices), face_model) if voices else []
     loaded = avatar.load(model, devices=devices, seq=seq)
     with ProgressBar("denoising", "step") as bar:
         video = loaded.animate(
             pixels,
-            [avatar.Speaker(voice, mask) for voice, mask in zip(voices, masks)],
+            [inputs.Speaker(voice, mask) for voice, mask in zip(voices, masks)],
             prompt,
             seed=seed,
             window=window,
@@ -107,6 +108,6 @@ def animate(
             progress=bar,
             **options,
         )
-    avatar.save_video(out, video, list(audio) or None)
+    save_video(out, video, list(audio) or None)
     height, width = video_files.written_size(*video.shape[1:3])
     print(f"{out}: {len(video) / FPS:.2f} s, {len(video)} frames of {width}x{height}")

@@ -6,28 +6,24 @@ face-masked audio cross-attention, if the model has audio there. A stage-1 model
 leaves. The public HunyuanVideo weights map onto this tree.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange, reduce
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from mi_jax.conditions import Conditions
 from mi_jax.diffusion import TIMESTEPS
-from mi_jax.mesh import axis_size, batch_axis, gather_parameters, per_device, vary_like
-from mi_jax.models.attention import attention
+from mi_jax.mesh import axis_size, batch_axis, gather_parameters, per_device
 from mi_jax.models.audio_encoder import AudioEncoder, audio_windows
-from mi_jax.models.dit_blocks import AudioAttention, Body, Context, DoubleBlock, SingleBlock, merge_heads, split_heads
-from mi_jax.models.dit_config import DiTConfig, Kind, Remat
+from mi_jax.models.dit_blocks import Body, Context
+from mi_jax.models.dit_config import DiTConfig, Kind
+from mi_jax.models.dit_text import TIMESTEP_DIM, TokenRefiner
+from mi_jax.models.dit_trunk import scan_bodies
 from mi_jax.models.layers import (
-    MLP,
-    LayerNorm,
     MLPEmbedder,
     Modulation,
     grid_positions,
@@ -39,55 +35,6 @@ from mi_jax.models.layers import (
 )
 from mi_jax.models.sequence_parallel import AXIS, local_shard
 from mi_jax.models.stack import stack_layers
-
-TIMESTEP_DIM = 256
-
-
-class RefinerBlock(nnx.Module):
-    """Self-attention and MLP over text tokens with two gates from the timestep and the mean text."""
-
-    def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
-        self.heads = config.heads
-        self.norm1 = LayerNorm(config.width)
-        self.qkv = linear(config.width, 3 * config.width, rngs=rngs)
-        self.out = linear(config.width, config.width, rngs=rngs)
-        self.norm2 = LayerNorm(config.width)
-        self.mlp = MLP(config.width, config.mlp_ratio * config.width, jax.nn.silu, rngs=rngs)
-        self.gates = Modulation(config.width, 2, rngs=rngs)
-
-    def __call__(self, x: Array, vec: Array, length: Array) -> Array:
-        gate1, gate2 = self.gates(vec)
-        q, k, v = split_heads(self.qkv(self.norm1(x)), 3, self.heads)
-        x = x + gate1 * self.out(merge_heads(attention(q, k, v, length=length, implementation="xla")))
-        return x + gate2 * self.mlp(self.norm2(x))
-
-
-class TokenRefiner(nnx.Module):
-    """Lifts the MLLM's hidden states to the width of the model (HunyuanVideo `token_refiner.py`)."""
-
-    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
-        self.embed = linear(config.text_dim, config.width, rngs=rngs)
-        self.time = MLPEmbedder(TIMESTEP_DIM, config.width, rngs=rngs)
-        self.mean = MLPEmbedder(config.text_dim, config.width, rngs=rngs)
-        self.blocks = jax.vmap(partial(RefinerBlock, config))(rngs.split(config.refiner_depth))
-
-    def __call__(self, tokens: Float[Array, "b n e"], timestep: Float[Array, "b f"], length: Int[Array, "b"]) -> Array:
-        rows = P(batch_axis(tokens))
-
-        def start(parts, tokens, timestep, length):
-            embed, time, mean_in = parts
-            valid = (jnp.arange(tokens.shape[1])[None, :] < length[:, None])[:, :, None]
-            total = jnp.sum(jnp.where(valid, tokens.astype(jnp.float32), 0.0), axis=1)
-            mean = total / jnp.maximum(length, 1).astype(jnp.float32)[:, None]
-            return embed(tokens), time(timestep) + mean_in(mean.astype(tokens.dtype))
-
-        parts = gather_parameters((self.embed, self.time, self.mean))
-        x, vec = per_device(start, (rows, rows))(parts, tokens, timestep, length)
-
-        def body(x, block):
-            return per_device(RefinerBlock.__call__, rows)(gather_parameters(block), x, vec, length), None
-
-        return jax.lax.scan(_rematerialised(body, "none"), x, self.blocks)[0]
 
 
 class FinalLayer(nnx.Module):
@@ -272,7 +219,7 @@ class DiT(nnx.Module):
         tapped = {}
         for kind, bodies in (("double", self.double), ("single", self.single)):
             numbers = tuple(number for tapped_kind, number in taps if tapped_kind == kind)
-            (video, text), hidden = _scan_bodies(config, kind, bodies, (video, text), context, numbers)
+            (video, text), hidden = scan_bodies(config, kind, bodies, (video, text), context, numbers)
             tapped |= {(kind, number): hidden[slot] for slot, number in enumerate(numbers)}
         return video, tapped
 
@@ -308,101 +255,6 @@ class DiT(nnx.Module):
         if jax.sharding.get_abstract_mesh().size > 1:
             patches, sigma, conditions = jax.tree.map(lambda x: jax.reshard(x, rows), (patches, sigma, conditions))
         return per_device(unpatch, rows)(patches, latents, sigma, conditions)
-
-
-def _scan_bodies(
-    config: DiTConfig,
-    kind: Kind,
-    bodies: Body,
-    streams: tuple[Array, Array],
-    context: Context,
-    taps: tuple[int, ...],
-) -> tuple[tuple[Array, Array], Array | None]:
-    """All bodies of one kind: both streams, and the video's after each block in `taps` [taps b n d]."""
-    tokens, count = P(batch_axis(streams[0]), AXIS), getattr(config, f"{kind}_per_body")
-    listen = context.audio is not None and config.hears(kind)
-
-    def run_body(streams: tuple[Array, Array], body: Body):
-        hidden = []
-        for i in range(count):
-            # Taken out before it is gathered: one block's whole parameters at a time, and no copy of them.
-            block = gather_parameters(jax.tree.map(lambda leaf, i=i: leaf[i], body.blocks))
-            streams = per_device(_run_block, (tokens, tokens))(block, *streams, context)
-            hidden.append(streams[0])
-        if listen:
-            audio = gather_parameters(body.audio)
-            streams = per_device(_run_audio, tokens)(audio, streams[0], context), streams[1]
-        return streams, hidden if taps else None
-
-    # Where a block's hidden states are kept among those of the taps; past their end: nowhere.
-    slots = len(taps) + np.tile(np.arange(count), (config.bodies(kind), 1))
-    for slot, number in enumerate(taps):
-        slots[divmod(number, count)] = slot
-    run_body = _rematerialised(run_body, config.remat)
-
-    def step(carry, body_and_slots):
-        (streams, kept), (body, slots) = carry, body_and_slots
-        streams, hidden = run_body(streams, body)
-        if taps:  # outside what is rematerialised, which would save `kept` for every body
-            keep = lambda kept, hidden, slots: kept.at[slots].set(jnp.stack(hidden), mode="drop", unique_indices=True)  # noqa: E731
-            kept = per_device(keep, P(None, *tokens))(kept, hidden, slots)
-        return (streams, kept), None
-
-    kept = jnp.stack([jnp.zeros_like(streams[0])] * len(taps)) if taps else None
-    return jax.lax.scan(step, (streams, kept), (bodies, slots if taps else None), unroll=config.unroll)[0]
-
-
-def _run_block(block: DoubleBlock | SingleBlock, video: Array, text: Array, context: Context) -> tuple[Array, Array]:
-    return block(video, text, _as_tokens_vary(context, video))
-
-
-def _run_audio(audio: AudioAttention, video: Array, context: Context) -> Array:
-    context, n = _as_tokens_vary(context, video), context.audio_mask.shape[-1]
-    heard = audio(video[:, :n], context.audio, context.audio_mask, context.frames)
-    return jnp.concatenate([heard, video[:, n:]], axis=1)
-
-
-def _as_tokens_vary(context: Context, tokens: Array) -> Context:
-    """A device's context as one that it could have for itself, as it has its tokens: the gradients of the parameters
-    that it meets are then summed over all devices in one go, by scattering the sum to where the parameters lie."""
-    return jax.tree.map(lambda x: vary_like(x, tokens), context)
-
-
-def _rematerialised(body: Callable, remat: Remat) -> Callable:
-    """A scan's body whose backward pass computes its activations again from the tokens that entered it.
-
-    With "none" it computes only what is cheap again, and gathers parameters again.
-    """
-    if remat == "none":
-        return jax.checkpoint(body, prevent_cse=False, policy=_worth_keeping)
-    policy = None
-    if remat == "offload":
-        policy = jax.checkpoint_policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[],
-            names_which_can_be_offloaded=["tokens"],
-            offload_src="device",
-            offload_dst="pinned_host",
-        )
-
-    def named(streams, parameters):
-        return body(jax.tree.map(lambda tokens: checkpoint_name(tokens, "tokens"), streams), parameters)
-
-    return jax.checkpoint(named, prevent_cse=False, policy=policy)
-
-
-# fmt: off
-_CHEAP = {
-    "reshard", "pcast", "pvary", "slice", "squeeze", "reshape", "transpose", "broadcast_in_dim", "concatenate", "pad",
-    "split", "convert_element_type", "select_n", "add", "add_any", "sub", "mul", "div", "neg", "max", "integer_pow",
-    "square", "rsqrt", "tanh", "logistic", "reduce_sum",
-}
-# fmt: on
-
-
-def _worth_keeping(primitive, *_, **__) -> bool:
-    """Products and attention; not what moves, gathers or combines them token by token. A block's parameters, taken out
-    of their stack and gathered, are of the latter: kept, they would be the whole model once more."""
-    return primitive.name not in _CHEAP
 
 
 def _token_grid(config: DiTConfig, latents: Array) -> tuple[int, int, int]:

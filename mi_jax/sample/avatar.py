@@ -15,16 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Float32, UInt8
-from PIL import Image
+from jaxtyping import Array, Float, UInt8
 
 from mi_jax.avatar.config import AvatarConfig
 from mi_jax.avatar.folders import load_models, save_avatar
-from mi_jax.bounds import Seconds, fault_of
 from mi_jax.conditions import Conditions
-from mi_jax.data import faces, pictures, sound, sound_files, video_files
+from mi_jax.data import pictures, sound
 from mi_jax.data.features import Encoders, latent_mask, portrait_latents, prompt_features, to_pixels
-from mi_jax.data.samples import mono, samples_from
 from mi_jax.diffusion import add_noise, sigma_schedule
 from mi_jax.errors import InputError
 from mi_jax.files import PathLike
@@ -33,8 +30,18 @@ from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.tiling import decode_pieces
 from mi_jax.models.wav2vec2 import hidden_states
-from mi_jax.rates import FPS, SAMPLE_RATE
+from mi_jax.rates import SAMPLE_RATE
 from mi_jax.sample.guidance import Guidance
+from mi_jax.sample.inputs import (
+    Portrait,
+    Speaker,
+    check_request,
+    find_masks,
+    fit_masks,
+    num_frames,
+    read_portrait,
+    read_voice,
+)
 from mi_jax.sample.layout import group_size, mesh_shape
 from mi_jax.sample.sizes import check_memory
 from mi_jax.sample.sliding_window import sliding_window
@@ -43,25 +50,6 @@ from mi_jax.sample.windows import plan_windows
 AUDIO_CHUNK = 64  # latent frames whose audio windows are in memory at a time
 
 log = logging.getLogger("mi_jax")
-
-
-Sound = Any
-"""A file, or samples of any library's array or a list."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Speaker:
-    """A voice, and the region of the portrait that it moves.
-
-    audio: a file that FFmpeg reads, or samples at 16 kHz (`data.samples.samples_from` says which kinds).
-    mask: a PNG or a boolean array [H W] of the portrait; white or True is the face. None: it is looked for.
-    """
-
-    audio: Sound
-    mask: PathLike | np.ndarray | None = None
-
-
-Portrait = PathLike | Image.Image | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -334,103 +322,6 @@ def _number(count: int, what: str, plural: str = "s") -> str:
     return f"{count} {what}{plural * (count != 1)}"
 
 
-def check_request(config: AvatarConfig, *, portrait: bool, voices: int, seconds: float | None, seed: int) -> None:
-    """Whether a model can make a video of what it is given; asked before anything large is loaded.
-
-    Raises:
-      InputError: a portrait, voices or a length are missing, or given to a model that has no use for them; or the video
-        is more than the machine's memory holds.
-    """
-    sees, hears = config.dit.image_to_video or config.dit.token_replace, config.dit.audio is not None
-    if sees and not portrait:
-        raise InputError("no portrait: this model animates one")
-    if portrait and not sees:
-        raise InputError("this model makes videos from text alone, not from a portrait")
-    if voices and not hears:
-        raise InputError("this model has no audio attention: it makes silent videos, without voices")
-    if not voices and seconds is None:
-        raise InputError(f"no {'voice and no ' * hears}length: a silent video needs its length in seconds")
-    if seconds is not None:
-        check_memory(config, num_frames(seconds), voices, window=1)
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed is {seed}, must lie in 0 .. 2^32 - 1")
-
-
-def num_frames(seconds: float) -> int:
-    """Video frames of a sound: seconds x 25, rounded, at least one."""
-    if fault_of(Seconds, seconds, ""):
-        raise InputError(f"a video of {seconds} seconds cannot be made")
-    return max(1, round(seconds * FPS))
-
-
-def read_portrait(portrait: Portrait) -> UInt8[np.ndarray, "H W 3"]:
-    """RGB pixels of a file, a PIL image or an array."""
-    if isinstance(portrait, np.ndarray):
-        if portrait.dtype != np.uint8 or portrait.ndim != 3 or portrait.shape[2] != 3:
-            raise InputError(f"portrait: an array must be uint8 [H W 3], this is {portrait.dtype} {portrait.shape}")
-        pixels = portrait
-    elif isinstance(portrait, Image.Image):
-        try:
-            pixels = pictures.rgb_from_image(portrait, "portrait")
-        except InputError:
-            raise
-        except pictures.DAMAGED as fault:  # PIL reads a file's pixels when they are asked for
-            raise InputError(f"portrait: cannot be read ({fault})") from None
-    else:
-        return pictures.read_image(portrait)
-    if min(pixels.shape[:2]) < pictures.MIN_SIDE:
-        size = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        raise InputError(f"portrait: {size} is too small (at least {pictures.MIN_SIDE} px a side)")
-    return pixels
-
-
-def find_masks(
-    config: AvatarConfig,
-    portrait: UInt8[np.ndarray, "H W 3"],
-    masks: Sequence[faces.MaskSource | None],
-    face_model: PathLike | None = None,
-) -> Bool[np.ndarray, "s H W"]:
-    """One face mask for each speaker, at the portrait's size: those given, or of the faces found (`faces.face_masks`).
-    Where they came from is logged; a whole picture for want of a face is a warning.
-
-    Raises:
-      InputError: of `faces.face_masks`, and of `fit_masks` at the config's size.
-    """
-    found, origin = faces.face_masks(portrait, len(masks), masks, model_path=face_model)
-    fit_masks(found, *config.padded_size)  # what is wrong with them is said first, and alone
-    if not all(isinstance(mask, np.ndarray) for mask in masks):
-        whole = masks[0] is None and bool(found.all())
-        log.log(logging.WARNING if whole else logging.INFO, origin)
-    return found
-
-
-def fit_masks(masks: Sequence[np.ndarray] | np.ndarray, height: int, width: int) -> list[np.ndarray]:
-    """The masks of a portrait's faces, cropped and scaled with it to the video's size.
-
-    Raises:
-      InputError: of a face nothing is left.
-    """
-    fitted = [pictures.fit_mask(mask, height, width) for mask in masks]
-    for number, mask in enumerate(fitted, 1):
-        if not mask.any():
-            raise InputError(
-                f"voice {number}: its face lies outside the part of the portrait that a video of {width}x{height} "
-                "shows; give another height and width, or crop the portrait"
-            )
-    return fitted
-
-
-def read_voice(audio: Sound, name: str, seconds: float | None = None) -> Float32[np.ndarray, " n"]:
-    """Mono samples at 16 kHz of a file, or of samples at 16 kHz, which are called `name` in messages.
-
-    Of more than `seconds` only these. Raises InputError: see `read_audio` and `samples_from`.
-    """
-    if isinstance(audio, PathLike):
-        return sound_files.read_audio(audio, seconds=seconds)
-    samples = mono(samples_from(audio, name))
-    return samples if seconds is None else samples[: round(seconds * SAMPLE_RATE)]
-
-
 def load(
     name: str | os.PathLike, *, devices: int | None = None, seq: int | None = None, mesh: Mesh | None = None
 ) -> Avatar:
@@ -457,61 +348,3 @@ def load(
         fits_mesh = False
     config, encoders, dit = load_models(name, mesh=mesh)
     return Avatar(config=config, dit=dit, encoders=encoders, mesh=mesh, fits_mesh=fits_mesh)
-
-
-def save_video(
-    path: PathLike, video: UInt8[np.ndarray, "f H W 3"], audio: Sound | Sequence[Sound] | None = None
-) -> None:
-    """Writes a video of 25 fps with its sound, cut or filled with silence to its length; stereo where a sound is.
-
-    Args:
-      path: .mp4, .m4v, .mov or .mkv, in a folder that exists.
-      audio: a sound file, samples at 16 kHz (see `samples_from`), or a list of several of these, which are mixed.
-
-    Raises:
-      InputError: a sound cannot be read, or the file cannot be written.
-    """
-    sources = _sources(audio)
-    if not sources:
-        video_files.write_video(path, video)
-        return
-    seconds = len(video) / FPS
-    # files keep more than the 16 kHz that the model hears
-    rate = 48_000 if all(isinstance(source, PathLike) for source in sources) else SAMPLE_RATE
-    voices = []
-    for number, source in enumerate(sources, 1):
-        if isinstance(source, PathLike):
-            voices.append(sound_files.read_audio(source, rate, stereo=True, seconds=seconds))
-        else:
-            voices.append(samples_from(source, "audio" if len(sources) == 1 else f"audio {number}"))
-    mixed = mix(voices, round(seconds * rate))
-    peak = np.abs(mixed).max(initial=0)
-    if peak > 1 and rate == SAMPLE_RATE:
-        log.warning("audio: reaches %.2f times full scale, cut off at 1 in the video", peak)
-    video_files.write_video(path, video, mixed, sample_rate=rate)
-
-
-def _sources(audio: Sound | Sequence[Sound] | None) -> list[Sound]:
-    """One entry per sound. A list of numbers is one sound."""
-    if audio is None:
-        return []
-    if isinstance(audio, PathLike) or hasattr(audio, "shape") or not isinstance(audio, Sequence):
-        return [audio]
-    numbers = len(audio) > 0 and not isinstance(audio[0], PathLike) and np.ndim(audio[0]) == 0
-    return [audio] if numbers else list(audio)
-
-
-def mix(
-    voices: Sequence[np.ndarray], length: int
-) -> Float32[np.ndarray, " {length}"] | Float32[np.ndarray, "{length} 2"]:
-    """The sum of voices ([n], [n 1] or [n 2]) over `length` samples, scaled down as a whole where it would clip.
-
-    In stereo if one of them is.
-    """
-    voices = [voice.reshape(len(voice), -1) for voice in voices]
-    total = np.zeros((length, max(voice.shape[1] for voice in voices)), np.float32)
-    for voice in voices:
-        total[: len(voice)] += voice[:length]
-    if len(voices) > 1:
-        total /= max(1.0, np.abs(total).max(initial=0))
-    return total if total.shape[1] == 2 else total[:, 0]

@@ -16,7 +16,7 @@ from orbax.checkpoint import v1 as ocp
 
 from mi_jax.errors import InputError
 from mi_jax.mesh import parameter_spec
-from mi_jax.train.fingerprints import as_json, fingerprints
+from mi_jax.train.fingerprints import fingerprints, words
 from mi_jax.train.objective import Objective
 from mi_jax.train.state import TrainState, merge_model, split_model
 from mi_jax.weights.configs import read_json
@@ -54,7 +54,7 @@ def save(checkpoints: ocp.training.Checkpointer, step: int, state: TrainState, n
       InputError: the disk is full, or cannot be written any more.
     """
     leaves = named_leaves(state)
-    notes = notes | {PRINTS: dict(zip(leaves, as_json(fingerprints(state)), strict=True))}
+    notes = notes | {PRINTS: dict(zip(leaves, words(fingerprints(state)), strict=True))}
     with _writing(checkpoints):
         checkpoints.save_checkpointables_async(
             step, {"state": leaves}, force=True, custom_metadata={name: json.dumps(x) for name, x in notes.items()}
@@ -119,7 +119,7 @@ def _read(checkpoints: ocp.training.Checkpointer, checkpoint: Any, target: Train
         raise InputError(f"{checkpoint.path}: does not say how far the data was read; an older version wrote it")
     loaded = checkpoints.load_checkpointables(checkpoint, {"state": wanted})["state"]
     state = jax.tree.unflatten(jax.tree.structure(target), [loaded[name] for name in names])
-    _hold_against(notes.get(PRINTS), dict(zip(leaves, as_json(fingerprints(state)), strict=True)))
+    _hold_against(notes.get(PRINTS), dict(zip(leaves, words(fingerprints(state)), strict=True)))
     return state, notes
 
 
@@ -188,7 +188,7 @@ def read_leaf(path: Any, name: str, shape: tuple[int, ...], dtype: Any) -> jax.A
     wanted = dict.fromkeys(saved.metadata, ocp.PLACEHOLDER)
     leaf = ocp.load(path, wanted | {name: jax.ShapeDtypeStruct(shape, dtype, sharding=on_host)})[name]
     try:
-        _hold_against(_prints_of(saved), {name: as_json(fingerprints([leaf]))[0]})
+        _hold_against(_prints_of(saved), {name: words(fingerprints([leaf]))[0]})
     except ValueError as fault:
         raise InputError(f"{path}: damaged ({fault})") from None
     return leaf
@@ -275,7 +275,7 @@ def load_ema_state(run: str | pathlib.Path, turn: str | None = None) -> Any:
     try:
         _hold_against(
             _prints_of(ocp.metadata(path)),
-            dict(zip(names, as_json(fingerprints([loaded[name] for name in names])), strict=True)),
+            dict(zip(names, words(fingerprints([loaded[name] for name in names])), strict=True)),
         )
     except ValueError as fault:
         raise InputError(f"{path}: damaged ({fault})") from None

@@ -33,6 +33,6 @@ def _of(leaf: Array) -> Array:
     return jnp.stack([jnp.sum(bits * weight, dtype=jnp.uint32), jnp.sum((mixed ^ weight) * mixed, dtype=jnp.uint32)])
 
 
-def as_json(prints: UInt32[Array, "leaves 2"]) -> list[str]:
+def words(prints: UInt32[Array, "leaves 2"]) -> list[str]:
     """One word for each leaf."""
     return [f"{first:08x}{second:08x}" for first, second in np.asarray(jax.device_get(prints)).tolist()]

@@ -38,7 +38,8 @@ MOST_SKIPPED = 10
 
 
 def train(config: TrainConfig, out_dir: str | pathlib.Path) -> TrainState:
-    """Trains `config.objective` for `config.steps` steps; goes on from the latest checkpoint in `out_dir`, if any.
+    """Trains `config.objective` for `config.steps` steps; goes on from the newest whole checkpoint in `out_dir`,
+    if there is one.
 
     Writes under `out_dir`: config.json, checkpoints/, tensorboard/, metrics.csv. A run that was killed and started
     again ends with the same bits as one that was not: the state holds the key, the checkpoint the place in the data.
@@ -47,10 +48,9 @@ def train(config: TrainConfig, out_dir: str | pathlib.Path) -> TrainState:
 
     Raises:
       SystemExit: of code 143, after a SIGTERM.
-      InputError: `out_dir` cannot be written, another run has it, or it holds checkpoints of another config; the
-        dataset ends, or its batch
-        does not divide over the devices; what samples need is not there; there is no pool to train from on the
-        device, or it does not fit.
+      InputError: `out_dir` cannot be written, another run has it, or it holds checkpoints of another config, or none
+        that is whole; the dataset ends, or its batch does not divide over the devices; what samples need is not there;
+        there is no pool to train from on the device, or it does not fit; ten steps in a row were skipped.
     """
     mesh, out_dir = make_mesh(seq=config.seq), pathlib.Path(out_dir)
     with on_mesh(mesh), _run_folder(out_dir):
@@ -65,20 +65,19 @@ def _run_folder(out_dir: pathlib.Path) -> Iterator[None]:
         yield
         return
     new = not out_dir.exists()
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        lock = locked(out_dir, "a training")
-        lock.__enter__()
-    except OSError as error:
-        raise InputError(f"{out_dir}: cannot be written ({error.strerror or error})") from None
-    try:
-        yield
-    except InputError:
-        if new and not (out_dir / "metrics.csv").exists():
-            shutil.rmtree(out_dir, ignore_errors=True)
-        raise
-    finally:
-        lock.__exit__(None, None, None)
+    with contextlib.ExitStack() as held:
+        try:
+            out_dir.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(out_dir, "a training"))
+        except OSError as error:
+            raise InputError(f"{out_dir}: cannot be written ({error.strerror or error})") from None
+        try:
+            yield
+        except InputError:
+            trained = (out_dir / "metrics.csv").exists() or any((out_dir / ckpt.FOLDER).glob("[0-9]*"))
+            if new and not trained:
+                shutil.rmtree(out_dir, ignore_errors=True)
+            raise
 
 
 def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState:

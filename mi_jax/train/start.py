@@ -1,4 +1,4 @@
-"""Where a run begins: at step 0, or at its latest checkpoint; and the config that it keeps beside it."""
+"""Where a run begins: at step 0, or at its newest whole checkpoint; and the config that it keeps beside it."""
 
 import dataclasses
 import hashlib
@@ -16,8 +16,7 @@ from mi_jax.errors import InputError
 from mi_jax.files import written_beside
 from mi_jax.mesh import parameter_spec, shard_parameters
 from mi_jax.train.checkpoints import at_start, restore
-from mi_jax.train.fingerprints import as_json as as_words
-from mi_jax.train.fingerprints import fingerprints
+from mi_jax.train.fingerprints import fingerprints, words
 from mi_jax.train.objective import TrainConfig
 from mi_jax.train.state import TrainState, init_state, split_model
 from mi_jax.weights.configs import read_json
@@ -30,13 +29,14 @@ log = logging.getLogger("mi_jax")
 def start(
     config: TrainConfig, mesh: Mesh, checkpoints: ocp.training.Checkpointer, out_dir: pathlib.Path
 ) -> tuple[TrainState, tuple[Any, Any], Any]:
-    """(state, (graph definition, frozen parameters), place in the data): of the latest checkpoint, or of step 0.
+    """(state, (graph definition, frozen parameters), place in the data): of the newest whole checkpoint, or of step 0.
 
     Masters, moments and EMA are spread over the mesh. A run that goes on draws and reads nothing that its checkpoint
     holds: what it once started from need not be there any more.
 
     Raises:
-      InputError: the checkpoint is of another config, or was trained beside other frozen parameters.
+      InputError: no checkpoint is whole; the newest that is whole is of another config, or was trained beside other
+        frozen parameters.
     """
     objective = config.objective
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
@@ -75,7 +75,7 @@ def start(
 
 def fingerprint_of(frozen: Any) -> str:
     """What tells frozen parameters from others, in one word."""
-    return hashlib.sha256("".join(as_words(fingerprints(frozen))).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(words(fingerprints(frozen))).encode()).hexdigest()[:16]
 
 
 def _say_what_changed(config: TrainConfig, out_dir: pathlib.Path) -> None:

@@ -26,7 +26,8 @@ from mi_jax.diffusion import add_noise, sigma_schedule
 from mi_jax.errors import InputError
 from mi_jax.models.prompts import IMAGE_TOKEN
 from mi_jax.puppets.words import build_puppet_tokenizer
-from mi_jax.sample.avatar import Avatar, Speaker, load
+from mi_jax.sample.avatar import Avatar, load
+from mi_jax.sample.inputs import Speaker
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,9 @@ from mi_jax.mesh import make_mesh
 from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.wav2vec2 import hidden_states
 from mi_jax.sample import avatar as avatar_module
-from mi_jax.sample.avatar import Avatar, Speaker, load, mix, num_frames, read_voice, save_video
+from mi_jax.sample.avatar import Avatar, load
+from mi_jax.sample.inputs import Speaker, num_frames, read_voice
+from mi_jax.sample.save import mix, save_video
 from mi_jax.sample.windows import plan_windows
 
 SECONDS = 0.5  # every test animates the same 12 frames in 4 latent frames, compiled once
@@ -249,10 +251,12 @@ def test_it_says_which_mask_and_what_was_cut(avatar, caplog, tmp_path):
     animate(avatar, prompt="She is happy . " * 2500)  # 10,000 words
     assert "face mask: the whole picture (no detector here)" in caplog.text
     assert "its last 99" in caplog.text
+    assert {record.levelno for record in caplog.records if "face mask" in record.message} == {logging.WARNING}
     caplog.clear()
     pictures.write_image(tmp_path / "m.png", np.full((20, 24), 255, np.uint8))
     animate(avatar, prompt="", speakers=[Speaker(voice(SECONDS), tmp_path / "m.png")])
     assert "resized from 24x20 to 48x40" in caplog.text
+    assert {record.levelno for record in caplog.records} == {logging.INFO}
     assert "prompt" not in caplog.text
 
 

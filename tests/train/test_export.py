@@ -18,7 +18,8 @@ from mi_jax import cli
 from mi_jax.errors import InputError
 from mi_jax.mesh import make_mesh
 from mi_jax.puppets.prepare import prepare_puppets
-from mi_jax.sample.avatar import Speaker, load
+from mi_jax.sample.avatar import load
+from mi_jax.sample.inputs import Speaker
 from mi_jax.train.checkpoints import load_ema
 from mi_jax.train.curriculum import CurriculumObjective
 from mi_jax.train.loop import train

@@ -16,7 +16,7 @@ from mi_jax.errors import InputError
 from mi_jax.files import locked
 from mi_jax.mesh import make_mesh
 from mi_jax.train.checkpoints import load_ema_state, named_leaves, open_checkpoints, start_from
-from mi_jax.train.fingerprints import as_json, fingerprints
+from mi_jax.train.fingerprints import fingerprints, words
 from mi_jax.train.loop import train
 
 
@@ -61,7 +61,7 @@ def test_fingerprints_tell_trees_apart_wherever_they_lie():
         "a": np.arange(16, dtype=np.float32).reshape(8, 2), "b": np.ones(8, np.float32), "c": np.ones(3, bool),
         "d": np.ones(8, jax.numpy.bfloat16), "e": np.int32(7),
     }  # fmt: skip
-    prints = lambda tree: as_json(fingerprints(jax.tree.map(jax.numpy.asarray, tree)))  # noqa: E731
+    prints = lambda tree: words(fingerprints(jax.tree.map(jax.numpy.asarray, tree)))  # noqa: E731
     first = prints(tree)
     assert len(set(first)) == 5
     mesh = make_mesh()
@@ -70,7 +70,7 @@ def test_fingerprints_tell_trees_apart_wherever_they_lie():
             name: jax.device_put(x, jax.NamedSharding(mesh, jax.P("data") if np.size(x) >= 8 else jax.P()))
             for name, x in tree.items()
         }
-        assert as_json(fingerprints(spread)) == first
+        assert words(fingerprints(spread)) == first
     swapped, nudged = tree["a"][::-1], np.nextafter(tree["b"], 2, dtype=np.float32)
     assert [a == b for a, b in zip(prints({**tree, "a": swapped, "b": nudged}), first)] == [False, False] + [True] * 3
 
@@ -186,6 +186,12 @@ def test_two_trainings_do_not_share_a_folder(begun, tmp_path):
     with locked(tmp_path, "a training"), pytest.raises(InputError, match="a training is under way there"):
         train(begun[0], tmp_path)
     assert int(train(config(steps=2), tmp_path).step) == 2
+
+
+def test_a_run_that_fails_before_its_first_log_line_keeps_its_checkpoint(tmp_path):
+    with pytest.raises(InputError, match="ends after 3 batches"):
+        train(config(Regression(batches=3), checkpoint_every=2, log_every=100), tmp_path / "new")
+    assert open_checkpoints(tmp_path / "new", 2).latest.step == 2
 
 
 def test_a_run_that_never_began_leaves_no_folder(tmp_path):

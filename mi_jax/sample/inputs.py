@@ -1,0 +1,136 @@
+"""What a video is made of: whether a model can make it, and reading portraits, voices and masks of any kind."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+from PIL import Image
+
+from mi_jax.avatar.config import AvatarConfig
+from mi_jax.bounds import Seconds, fault_of
+from mi_jax.data import faces, pictures, sound_files
+from mi_jax.data.samples import mono, samples_from
+from mi_jax.errors import InputError
+from mi_jax.files import PathLike
+from mi_jax.rates import FPS, SAMPLE_RATE
+from mi_jax.sample.sizes import check_memory
+
+log = logging.getLogger("mi_jax")
+
+Sound = Any
+"""A file, or samples of any library's array or a list."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Speaker:
+    """A voice, and the region of the portrait that it moves.
+
+    audio: a file that FFmpeg reads, or samples at 16 kHz (`data.samples.samples_from` says which kinds).
+    mask: a PNG or a boolean array [H W] of the portrait; white or True is the face. None: it is looked for.
+    """
+
+    audio: Sound
+    mask: PathLike | np.ndarray | None = None
+
+
+Portrait = PathLike | Image.Image | np.ndarray
+
+
+def check_request(config: AvatarConfig, *, portrait: bool, voices: int, seconds: float | None, seed: int) -> None:
+    """Whether a model can make a video of what it is given; asked before anything large is loaded.
+
+    Raises:
+      InputError: a portrait, voices or a length are missing, or given to a model that has no use for them; or the video
+        is more than the machine's memory holds.
+    """
+    sees, hears = config.dit.image_to_video or config.dit.token_replace, config.dit.audio is not None
+    if sees and not portrait:
+        raise InputError("no portrait: this model animates one")
+    if portrait and not sees:
+        raise InputError("this model makes videos from text alone, not from a portrait")
+    if voices and not hears:
+        raise InputError("this model has no audio attention: it makes silent videos, without voices")
+    if not voices and seconds is None:
+        raise InputError(f"no {'voice and no ' * hears}length: a silent video needs its length in seconds")
+    if seconds is not None:
+        check_memory(config, num_frames(seconds), voices, window=1)
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}, must lie in 0 .. 2^32 - 1")
+
+
+def num_frames(seconds: float) -> int:
+    """Video frames of a sound: seconds x 25, rounded, at least one."""
+    if fault_of(Seconds, seconds, ""):
+        raise InputError(f"a video of {seconds} seconds cannot be made")
+    return max(1, round(seconds * FPS))
+
+
+def read_portrait(portrait: Portrait) -> UInt8[np.ndarray, "H W 3"]:
+    """RGB pixels of a file, a PIL image or an array."""
+    if isinstance(portrait, np.ndarray):
+        if portrait.dtype != np.uint8 or portrait.ndim != 3 or portrait.shape[2] != 3:
+            raise InputError(f"portrait: an array must be uint8 [H W 3], this is {portrait.dtype} {portrait.shape}")
+        pixels = portrait
+    elif isinstance(portrait, Image.Image):
+        try:
+            pixels = pictures.rgb_from_image(portrait, "portrait")
+        except InputError:
+            raise
+        except pictures.DAMAGED as fault:  # PIL reads a file's pixels when they are asked for
+            raise InputError(f"portrait: cannot be read ({fault})") from None
+    else:
+        return pictures.read_image(portrait)
+    if min(pixels.shape[:2]) < pictures.MIN_SIDE:
+        size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        raise InputError(f"portrait: {size} is too small (at least {pictures.MIN_SIDE} px a side)")
+    return pixels
+
+
+def find_masks(
+    config: AvatarConfig,
+    portrait: UInt8[np.ndarray, "H W 3"],
+    masks: Sequence[faces.MaskSource | None],
+    face_model: PathLike | None = None,
+) -> Bool[np.ndarray, "s H W"]:
+    """One face mask for each speaker, at the portrait's size: those given, or of the faces found (`faces.face_masks`).
+    Where they came from is logged; a whole picture for want of a face is a warning.
+
+    Raises:
+      InputError: of `faces.face_masks`, and of `fit_masks` at the config's size.
+    """
+    found, origin = faces.face_masks(portrait, len(masks), masks, model_path=face_model)
+    fit_masks(found, *config.padded_size)  # what is wrong with them is said first, and alone
+    if not all(isinstance(mask, np.ndarray) for mask in masks):
+        whole = masks[0] is None and bool(found.all())
+        log.log(logging.WARNING if whole else logging.INFO, origin)
+    return found
+
+
+def fit_masks(masks: Sequence[np.ndarray] | np.ndarray, height: int, width: int) -> list[np.ndarray]:
+    """The masks of a portrait's faces, cropped and scaled with it to the video's size.
+
+    Raises:
+      InputError: of a face nothing is left.
+    """
+    fitted = [pictures.fit_mask(mask, height, width) for mask in masks]
+    for number, mask in enumerate(fitted, 1):
+        if not mask.any():
+            raise InputError(
+                f"voice {number}: its face lies outside the part of the portrait that a video of {width}x{height} "
+                "shows; give another height and width, or crop the portrait"
+            )
+    return fitted
+
+
+def read_voice(audio: Sound, name: str, seconds: float | None = None) -> Float32[np.ndarray, " n"]:
+    """Mono samples at 16 kHz of a file, or of samples at 16 kHz, which are called `name` in messages.
+
+    Of more than `seconds` only these. Raises InputError: see `read_audio` and `samples_from`.
+    """
+    if isinstance(audio, PathLike):
+        return sound_files.read_audio(audio, seconds=seconds)
+    samples = mono(samples_from(audio, name))
+    return samples if seconds is None else samples[: round(seconds * SAMPLE_RATE)]

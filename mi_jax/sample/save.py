@@ -1,0 +1,73 @@
+"""A video with its sound becomes a file."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from mi_jax.data import sound_files, video_files
+from mi_jax.data.samples import samples_from
+from mi_jax.files import PathLike
+from mi_jax.rates import FPS, SAMPLE_RATE
+from mi_jax.sample.inputs import Sound
+
+log = logging.getLogger("mi_jax")
+
+
+def save_video(
+    path: PathLike, video: UInt8[np.ndarray, "f H W 3"], audio: Sound | Sequence[Sound] | None = None
+) -> None:
+    """Writes a video of 25 fps with its sound, cut or filled with silence to its length; stereo where a sound is.
+
+    Args:
+      path: .mp4, .m4v, .mov or .mkv, in a folder that exists.
+      audio: a sound file, samples at 16 kHz (see `samples_from`), or a list of several of these, which are mixed.
+
+    Raises:
+      InputError: a sound cannot be read, or the file cannot be written.
+    """
+    sources = _sources(audio)
+    if not sources:
+        video_files.write_video(path, video)
+        return
+    seconds = len(video) / FPS
+    # files keep more than the 16 kHz that the model hears
+    rate = 48_000 if all(isinstance(source, PathLike) for source in sources) else SAMPLE_RATE
+    voices = []
+    for number, source in enumerate(sources, 1):
+        if isinstance(source, PathLike):
+            voices.append(sound_files.read_audio(source, rate, stereo=True, seconds=seconds))
+        else:
+            voices.append(samples_from(source, "audio" if len(sources) == 1 else f"audio {number}"))
+    mixed = mix(voices, round(seconds * rate))
+    peak = np.abs(mixed).max(initial=0)
+    if peak > 1 and rate == SAMPLE_RATE:
+        log.warning("audio: reaches %.2f times full scale, cut off at 1 in the video", peak)
+    video_files.write_video(path, video, mixed, sample_rate=rate)
+
+
+def _sources(audio: Sound | Sequence[Sound] | None) -> list[Sound]:
+    """One entry per sound. A list of numbers is one sound."""
+    if audio is None:
+        return []
+    if isinstance(audio, PathLike) or hasattr(audio, "shape") or not isinstance(audio, Sequence):
+        return [audio]
+    numbers = len(audio) > 0 and not isinstance(audio[0], PathLike) and np.ndim(audio[0]) == 0
+    return [audio] if numbers else list(audio)
+
+
+def mix(
+    voices: Sequence[np.ndarray], length: int
+) -> Float32[np.ndarray, " {length}"] | Float32[np.ndarray, "{length} 2"]:
+    """The sum of voices ([n], [n 1] or [n 2]) over `length` samples, scaled down as a whole where it would clip.
+
+    In stereo if one of them is.
+    """
+    voices = [voice.reshape(len(voice), -1) for voice in voices]
+    total = np.zeros((length, max(voice.shape[1] for voice in voices)), np.float32)
+    for voice in voices:
+        total[: len(voice)] += voice[:length]
+    if len(voices) > 1:
+        total /= max(1.0, np.abs(total).max(initial=0))
+    return total if total.shape[1] == 2 else total[:, 0]
