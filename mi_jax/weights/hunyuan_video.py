@@ -18,8 +18,8 @@ from mi_jax.diffusion import TIMESTEPS
 from mi_jax.errors import InputError
 from mi_jax.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from mi_jax.models.dit import DiT, DiTConfig
-from mi_jax.models.dit_text import TIMESTEP_DIM
 from mi_jax.models.dit_blocks import AudioAttention
+from mi_jax.models.dit_text import TIMESTEP_DIM
 from mi_jax.models.layers import sinusoid
 from mi_jax.weights.configs import read_json, understood
 from mi_jax.weights.rows import (
