@@ -5,7 +5,7 @@ NEWEST := .venv-newest
 BIN := $(VENV)/bin
 EXAMPLE := mi_jax/assets/examples
 
-.PHONY: demo test test-newest lint clean
+.PHONY: demo test test-long test-newest lint clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "mi_jax needs Python 3.11 or newer"'
@@ -30,7 +30,11 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not long"
+
+# What takes most of a minute or more each: whole runs and their ends, full widths, programs for meshes.
+test-long: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --numprocesses 2 --dist load -m long
 
 # Models, sampling and training on the newest Python that is here, if it is newer than the one that `make test` takes.
 # PyTorch need not have a build for it: the parity tests are left out.
@@ -42,7 +46,7 @@ test-newest: $(BIN)/python
 	test -x $(NEWEST)/bin/python || $$newest -m venv $(NEWEST); \
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip; \
 	$(NEWEST)/bin/python -m pip install --quiet --editable '.[test-without-torch,tokamax]'; \
-	MI_JAX_TESTS_WITHOUT_TORCH=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile \
+	MI_JAX_TESTS_WITHOUT_TORCH=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not long" \
 		tests/models tests/sample tests/train
 
 lint: $(VENV)/.installed-test

@@ -80,6 +80,7 @@ def check(result: dict, flops: float) -> None:
     assert all(math.isfinite(number) and number > 0 for number in numbers)
 
 
+@pytest.mark.long
 def test_a_bench_writes_what_it_prints(capsys, tmp_path, monkeypatch):
     vae = dataclasses.replace(VAEConfig.puppet(), widths=(12, 16, 16, 16), decoder_blocks=1)
     preset = dataclasses.replace(workloads.presets()["puppet"], vae=vae)
@@ -103,6 +104,7 @@ def test_a_bench_writes_what_it_prints(capsys, tmp_path, monkeypatch):
     assert all(result["compile"]["from_cache"] for result in json.loads(capsys.readouterr().out)["results"])
 
 
+@pytest.mark.long
 def test_a_step_against_diffusers(capsys, monkeypatch):
     """Both have the same parameters to train: the child process runs the same model."""
     sizes = {"width": 48, "heads": 2, "rope_axes": (4, 10, 10), "double_depth": 1, "single_depth": 2, "unroll": 1}

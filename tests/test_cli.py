@@ -251,8 +251,11 @@ def test_a_truncated_model_is_refused(files, model, capsys):
     shutil.copytree(model, "model")
     weights = Path("model/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:5000])
-    line = refused(capsys, "animate", "portrait.png", "speech.wav", "--out", "out.mp4", "--model", "model")
-    assert "model/model.safetensors" in line
+    assert cli.main(["animate", "portrait.png", "speech.wav", "--out", "out.mp4", "--model", "model"]) == 2
+    mask, fault = capsys.readouterr().err.strip().splitlines()
+    assert mask == "mi-jax: face mask: the whole picture (no detector here)"
+    assert fault == "mi-jax: error: model/model.safetensors: cut short or not safetensors"
+    assert not Path("out.mp4").exists()
 
 
 def test_a_video_that_memory_does_not_hold_is_refused_before_the_model_is_loaded(files, model, capsys, monkeypatch):

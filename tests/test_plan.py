@@ -250,6 +250,7 @@ def test_the_batch_is_the_dataset_s_own_and_the_largest():
         training_batch(STAGE2)
 
 
+@pytest.mark.long
 def test_a_training_step_takes_what_its_shards_are():
     made = plan_training(STAGE2, "cpu:8", data=4, seq=2, size=SIZE)
     mesh = make_mesh(data=4, seq=2)

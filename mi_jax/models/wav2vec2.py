@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mi_jax.bounds import Channels, Depth, Epsilon, Heads, Taps, Width, check_fields
 from mi_jax.errors import InputError
@@ -176,12 +176,12 @@ class EncoderLayer(nnx.Module):
         self.mlp_norm = LayerNorm(width, eps=config.norm_epsilon)
         self.num_heads = config.num_heads
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    def __call__(self, x: Float[Array, "b t d"], length: Int[Array, "b"] | None = None) -> Float[Array, "b t d"]:
         q, k, v = (
             rearrange(project(x), "b t (h d) -> b t h d", h=self.num_heads)
             for project in (self.query, self.key, self.value)
         )
-        attended = attention(q, k, v)
+        attended = attention(q, k, v, length=length)
         x = self.attention_norm(x + self.out(rearrange(attended, "b t h d -> b t (h d)")))
         return self.mlp_norm(x + self.mlp_out(jax.nn.gelu(self.mlp_in(x), approximate=False)))
 
@@ -207,21 +207,27 @@ class Wav2Vec2(nnx.Module):
         self,
         waveform: Float[Array, "b n"],
         moments: tuple[Float[Array, "c"], Float[Array, "c"]] | None = None,
+        num_steps: Int[Array, ""] | None = None,
     ) -> Float[Array, "b t l d"]:
         """Hidden states [b T L D] of a waveform at 16 kHz that `normalise` has been over; T = `config.num_steps(n)`.
 
         State 0 is the encoder's input (after position and norm), state l the output of layer l. `moments` (mean and
         variance per channel, see `first_conv_moments`) stand in for those of this waveform's own first convolution.
+        `num_steps`: those from there on are filling; no other step sees them.
         """
         x = self.convs[0](waveform[:, :, None])
         x = jax.nn.gelu(self.channel_norm(x, moments), approximate=False)
         for conv in self.convs[1:]:
             x = jax.nn.gelu(conv(x), approximate=False)
         x = self.projection(self.projection_norm(x))
+        length = None
+        if num_steps is not None:
+            length = jnp.full(x.shape[:1], num_steps)
+            x = jnp.where(jnp.arange(x.shape[1])[:, None] < num_steps, x, 0)
         x = self.encoder_norm(x + self.position(x))
 
         def body(x, layer):
-            x = layer(x)
+            x = layer(x, length)
             return x, x
 
         _, states = jax.lax.scan(body, x, self.layers)
@@ -254,9 +260,17 @@ def first_conv_moments(
     return jnp.asarray(mean @ kernel, jnp.float32), jnp.asarray(np.maximum(variance, 0), jnp.float32)
 
 
+def filled_length(length: int, most: int, least: int = 8) -> int:
+    """The next of a few lengths: `least` times a power of two, or `most`. A program of each is compiled once."""
+    filled = least
+    while filled < min(length, most):
+        filled *= 2
+    return min(filled, most)
+
+
 @jax.jit
-def _encode(model: Wav2Vec2, waveform: Array, moments: tuple[Array, Array] | None) -> Array:
-    return model(waveform[None], moments)[0]
+def _encode(model: Wav2Vec2, waveform: Array, moments: tuple[Array, Array], num_steps: Array) -> Array:
+    return model(waveform[None], moments, num_steps)[0]
 
 
 def hidden_states(
@@ -272,11 +286,11 @@ def hidden_states(
     Step n sees the samples of [20n, 20n + 25) ms before the transformer mixes them, so nothing is padded in front; the
     end is cut, or filled with silence, to make the count exact. The whole signal is normalised once.
 
-    A signal of at most `chunk_seconds` is encoded whole, exactly as the reference would (one compilation per length). A
-    longer one goes through in chunks of exactly that length, compiled once and in bounded memory; each hands over the
-    steps that have `context_seconds` of sound on both sides (the last chunk is moved back to end with the signal). All
-    chunks share the whole signal's statistics at the group norm, so chunks differ from the whole only in how far
-    attention sees.
+    A signal of at most `chunk_seconds` is encoded whole, as the reference would. Behind its end it is filled up to the
+    next of a few lengths, each compiled once; the filling is not seen. A longer one goes through in chunks of exactly
+    `chunk_seconds` and in bounded memory; each hands over the steps that have `context_seconds` of sound on both sides
+    (the last chunk is moved back to end with the signal). All chunks share the whole signal's statistics at the group
+    norm, so chunks differ from the whole only in how far attention sees.
     """
     if num_video_frames < 1 or not len(waveform):
         raise ValueError(f"{len(waveform)} samples cannot give the audio of {num_video_frames} video frames")
@@ -289,15 +303,17 @@ def hidden_states(
     context = round(context_seconds * SAMPLE_RATE / config.hop)
     if chunk <= 2 * context:
         raise ValueError(f"chunk_seconds ({chunk_seconds}) must exceed twice context_seconds ({context_seconds})")
-    if num_steps <= chunk:
-        return np.asarray(_encode(model, jnp.asarray(samples), None))
-
     moments = first_conv_moments(model, samples)
+    filled = filled_length(num_steps, chunk, 64)
+    samples = np.pad(samples, (0, max(0, config.num_samples(filled) - len(samples))))
     states = np.empty((num_steps, config.num_hidden_states, config.width), np.float32)
-    for start in [*range(0, num_steps - chunk, chunk - 2 * context), num_steps - chunk]:
+    last = max(0, num_steps - chunk)
+    for start in [*range(0, last, chunk - 2 * context), last]:
         first = start * config.hop
-        chunk_states = _encode(model, jnp.asarray(samples[first : first + config.num_samples(chunk)]), moments)
+        steps = min(num_steps, chunk)
+        cut = jnp.asarray(samples[first : first + config.num_samples(filled)])
+        chunk_states = np.asarray(_encode(model, cut, moments, jnp.int32(steps)))[:steps]
         kept = context if start else 0
         # The trailing context is written too, and overwritten by the next chunk.
-        states[start + kept : start + chunk] = np.asarray(chunk_states)[kept:]
+        states[start + kept : start + chunk] = chunk_states[kept:]
     return states

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, UInt8
 
 from mi_jax.avatar.config import AvatarConfig
@@ -29,7 +30,7 @@ from mi_jax.mesh import make_mesh, on_mesh, shard_parameters, take_devices
 from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.tiling import decode_pieces
-from mi_jax.models.wav2vec2 import hidden_states
+from mi_jax.models.wav2vec2 import filled_length, hidden_states
 from mi_jax.rates import SAMPLE_RATE
 from mi_jax.sample.guidance import Guidance
 from mi_jax.sample.inputs import (
@@ -185,11 +186,11 @@ class Avatar:
         total = (hidden.shape[1] // 2 - 1) // stride + 1
         tokens = []
         for first in range(0, total, AUDIO_CHUNK):
-            length = min(AUDIO_CHUNK, total - first)
+            length = filled_length(total - first, AUDIO_CHUNK)
             steps = np.stack([cut_audio(states, first, length) for states in hidden])[None]
             with self._on_mesh():
                 tokens.append(np.asarray(_encode_audio(self.dit, steps, np.float32([first == 0]))[0]))
-        return np.concatenate(tokens, axis=1)
+        return np.concatenate(tokens, axis=1)[:, :total]
 
     def denoise(
         self,
@@ -223,6 +224,8 @@ class Avatar:
                 latents = add_noise(
                     conditions.portrait[:, None], latents, jnp.float32(1 - self.config.portrait_in_noise)
                 )
+            # Where a level leaves them, so that all levels are one program.
+            latents = jax.device_put(latents, _whole(avatar.mesh, avatar.dit))
             if progress is not None:
                 progress(0, steps)
             for i in range(steps):
@@ -276,6 +279,11 @@ class Avatar:
 
     def _on_mesh(self):
         return on_mesh(self.mesh)
+
+
+def _whole(mesh: Mesh | None, module: Any) -> jax.sharding.Sharding:
+    """Of an array that every device has whole; without a mesh, that of the module's weights."""
+    return jax.tree.leaves(module)[0].sharding if mesh is None else jax.NamedSharding(mesh, P())
 
 
 @jax.jit

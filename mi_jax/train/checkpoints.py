@@ -3,9 +3,10 @@
 import contextlib
 import json
 import logging
+import math
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from mi_jax.weights.native import is_model, load_state
 
 FOLDER = "checkpoints"
 PRINTS = "fingerprints"
+READ_BYTES = 2**30
 
 log = logging.getLogger("mi_jax")
 
@@ -154,7 +156,7 @@ def _set_aside(checkpoints: ocp.training.Checkpointer, checkpoint: Any, number: 
 
 
 def check(run: str | pathlib.Path) -> Iterator[tuple[str, int, str | None]]:
-    """(path, leaves, what is damaged or None) of every checkpoint of a run, read on the host one leaf at a time.
+    """(path, leaves, what is damaged or None) of every checkpoint of a run, read on the host a few leaves at a time.
 
     Raises:
       InputError: `run` holds no checkpoint.
@@ -170,28 +172,51 @@ def check(run: str | pathlib.Path) -> Iterator[tuple[str, int, str | None]]:
             prints, count = _prints_of(saved), len(saved.metadata)
             if prints and prints.keys() != saved.metadata.keys():
                 raise ValueError("holds other leaves than were saved")
-            for name, leaf in saved.metadata.items():
-                read_leaf(checkpoint.path, name, tuple(leaf.shape), leaf.dtype)
+            for _ in read_leaves(checkpoint.path, {n: (tuple(x.shape), x.dtype) for n, x in saved.metadata.items()}):
+                pass
         except Exception as error:
             fault = _one_line(error)
         yield str(checkpoint.path), count, fault
 
 
-def read_leaf(path: Any, name: str, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """One leaf of a checkpoint, in the host's memory.
+def read_leaves(path: Any, leaves: Mapping[str, tuple[tuple[int, ...], Any]]) -> Iterator[tuple[str, jax.Array]]:
+    """(name, leaf) of the leaves that are asked for by name -> (shape, dtype), in that order, in the host's memory.
+
+    Every read of a checkpoint reads all its metadata, so that leaves are read by `READ_BYTES`, one at least.
 
     Raises:
-      InputError: it is not as it was saved.
+      InputError: a leaf is not as it was saved.
     """
     on_host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     saved = ocp.metadata(path)
-    wanted = dict.fromkeys(saved.metadata, ocp.PLACEHOLDER)
-    leaf = ocp.load(path, wanted | {name: jax.ShapeDtypeStruct(shape, dtype, sharding=on_host)})[name]
-    try:
-        _hold_against(_prints_of(saved), {name: words(fingerprints([leaf]))[0]})
-    except ValueError as fault:
-        raise InputError(f"{path}: damaged ({fault})") from None
-    return leaf
+    prints, others = _prints_of(saved), dict.fromkeys(saved.metadata, ocp.PLACEHOLDER)
+    for names in _groups({name: _bytes(*leaf) for name, leaf in leaves.items()}):
+        wanted = {name: jax.ShapeDtypeStruct(*leaves[name], sharding=on_host) for name in names}
+        read = ocp.load(path, others | wanted)
+        try:
+            found = words(fingerprints([read[name] for name in names]))
+            _hold_against(prints, dict(zip(names, found, strict=True)))
+        except ValueError as fault:
+            raise InputError(f"{path}: damaged ({fault})") from None
+        for name in names:
+            yield name, read.pop(name)
+
+
+def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Successive names whose sizes are together no more than `READ_BYTES`, or a single one."""
+    group, total = [], 0
+    for name, size in sizes.items():
+        if group and total + size > READ_BYTES:
+            yield group
+            group, total = [], 0
+        group.append(name)
+        total += size
+    if group:
+        yield group
+
+
+def _bytes(shape: tuple[int, ...], dtype: Any) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize
 
 
 def _prints_of(saved: Any) -> dict[str, str] | None:

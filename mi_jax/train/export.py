@@ -1,13 +1,15 @@
 """What a training run leaves, as a checkpoint that can be written as a model folder."""
 
 import pathlib
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mi_jax.errors import InputError
 from mi_jax.models.dit import DiTConfig
-from mi_jax.train.checkpoints import averaged_names, latest_of, read_leaf
+from mi_jax.train.checkpoints import averaged_names, latest_of, read_leaves
 from mi_jax.weights.configs import config_from_json, read_json
 from mi_jax.weights.sources import Checkpoint, Stored
 
@@ -33,21 +35,32 @@ def _without_classes(value: Any) -> Any:
 
 
 def averaged_checkpoint(run: str | pathlib.Path, turn: str | None = None) -> Checkpoint:
-    """The averages of a run's trained parameters, of one turn or of all, under their names in the module: read one leaf
-    at a time, whatever the number of processes and devices that wrote them.
+    """The averages of a run's trained parameters, of one turn or of all, under their names in the module: read a few
+    leaves at a time, whatever the number of processes and devices that wrote them.
 
     Raises:
       InputError: `run` holds no finished checkpoint, or no such turn.
     """
     path = latest_of(run)
-
-    def stored(number: int, name: str, shape: tuple[int, ...], dtype: Any) -> Stored:
-        def read() -> np.ndarray:
-            return np.asarray(read_leaf(path, name, shape, dtype))
-
-        return Stored(shape, np.dtype(dtype), (0, number), read)
-
     leaves = averaged_names(path, turn)
     if turn is not None and all(name.startswith(f"{turn}.") for name in leaves):
         leaves = {name.removeprefix(f"{turn}."): leaf for name, leaf in leaves.items()}
-    return Checkpoint(pathlib.Path(path), {name: stored(i, *leaf) for i, (name, leaf) in enumerate(leaves.items())})
+    kinds = {name: (shape, dtype) for name, shape, dtype in leaves.values()}
+    order = list(kinds)
+    ahead: Iterator[tuple[str, Any]] = iter(())
+    last: tuple[str, Any] = ("", None)
+
+    def read(name: str) -> np.ndarray:
+        nonlocal ahead, last
+        if last[0] != name:  # in order, what was read with the leaf before; else from here on
+            last = next(ahead, ("", None))
+        if last[0] != name:
+            ahead = read_leaves(path, {later: kinds[later] for later in order[order.index(name) :]})
+            last = next(ahead)
+        return np.asarray(last[1])
+
+    tensors = {
+        name: Stored(shape, np.dtype(dtype), (0, order.index(leaf)), partial(read, leaf))
+        for name, (leaf, shape, dtype) in leaves.items()
+    }
+    return Checkpoint(pathlib.Path(path), tensors)

@@ -64,6 +64,7 @@ def smaller(avatar: Avatar) -> Avatar:
     return dataclasses.replace(avatar, config=avatar.config.replace(height=24, width=32))
 
 
+@pytest.mark.long
 def test_an_image_to_video_folder_makes_a_silent_video_that_begins_with_the_portrait(converted):
     avatar = smaller(load(converted, devices=1))
     config = avatar.config
@@ -164,6 +165,7 @@ def test_tencents_folder_gives_the_same_model(hub, converted, tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (converted / name).read_bytes(), name
 
 
+@pytest.mark.long
 def test_a_text_to_video_folder_makes_videos_of_text_alone(hub, tmp_path, capsys):
     """HunyuanVideo's text encoder is the Llama alone."""
     llava = transformers.LlavaForConditionalGeneration.from_pretrained(hub / "text_encoder")

@@ -43,6 +43,7 @@ def base(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
+@pytest.mark.long
 def test_puppets_are_drawn_trained_and_collected(base, tmp_path):
     """Both modules move, what does not is the base's, and the folder that comes out loads."""
     run("draw.py", tmp_path / "clips", "--workers", 2, "--count", 4)

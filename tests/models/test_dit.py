@@ -144,6 +144,7 @@ def test_every_part_equals_diffusers(replace, seed):
         assert relative_error(np.asarray(got[1])[valid], outputs[1].numpy()[valid]) < 1e-5, number
 
 
+@pytest.mark.long
 def test_full_width_equals_diffusers():
     """HunyuanVideo's own widths, one double block deep: 0.9 G parameters on either side."""
     config = dataclasses.replace(DiTConfig.hunyuan_video(), double_depth=1, single_depth=2, refiner_depth=1)
@@ -289,6 +290,7 @@ def test_dropped_text_and_image_carry_nothing(talking):
     np.testing.assert_allclose(velocity(talking, x, sigma, one), velocity(talking, x, sigma, two), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 def test_scan_equals_unrolled(talking):
     """The scans over depth compute what a loop over the blocks does."""
     x, sigma = latents_and_sigma(TALKING)
@@ -301,6 +303,7 @@ def test_scan_equals_unrolled(talking):
     np.testing.assert_allclose(scanned, velocity(together, x, sigma, told), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_remat_changes_no_gradient():
     x, sigma = latents_and_sigma(TALKING)
     told = conditions(TALKING)

@@ -90,6 +90,7 @@ def test_loss_is_per_example_and_independent_of_the_others(fresh):
     np.testing.assert_allclose(loss.mean(), total, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_training_reduces_the_loss(fresh):
     graph, params = nnx.split(fresh)
     optimiser = optax.adamw(2e-3)
@@ -247,6 +248,7 @@ def test_larger_latents_do_not_outgrow_their_noise():
     assert abs(slope) < 1e-3 * value
 
 
+@pytest.mark.long
 def test_a_decoder_trained_alone_decodes_the_same_latents(tmp_path):
     """From a model folder, one step: what encodes keeps its bits, what decodes moves."""
     start = draw_weights(VAE, TINY, 7)

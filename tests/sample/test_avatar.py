@@ -21,6 +21,7 @@ from mi_jax.avatar.folders import find_model
 from mi_jax.data import faces, pictures, sound_files
 from mi_jax.errors import InputError
 from mi_jax.mesh import make_mesh
+from mi_jax.models import wav2vec2
 from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.wav2vec2 import hidden_states
 from mi_jax.sample import avatar as avatar_module
@@ -81,6 +82,14 @@ def test_frames_seed_and_every_input_decide_the_video(avatar):
     ]
     for change in changes:
         assert (animate(avatar, **change) != video).mean() > 0.01, change
+
+
+def test_a_new_length_compiles_its_noise_levels_once_and_no_ears(avatar):
+    programs = [wav2vec2._encode, avatar_module._encode_audio, avatar_module.denoise_level]
+    animate(avatar, steps=3)
+    before = [program._cache_size() for program in programs]
+    animate(avatar, speakers=[Speaker(voice(0.66))], steps=3)
+    assert [program._cache_size() - n for program, n in zip(programs, before, strict=True)] == [0, 0, 1]
 
 
 def test_every_kind_of_input_means_the_same(avatar, tmp_path):
@@ -427,10 +436,11 @@ def test_the_public_names():
 
 
 def test_a_voice_that_says_nothing_is_remarked_and_changes_nothing(avatar, caplog):
+    mask = np.ones((40, 48), bool)
     silence = np.zeros(8000, np.float32)
-    animate(avatar, speakers=[Speaker(silence)])
+    animate(avatar, speakers=[Speaker(silence, mask)])
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warned == ["voice 1: nothing is said in it (digital silence): lips will move by chance or not at all"]
     caplog.clear()
-    animate(avatar)
+    animate(avatar, speakers=[Speaker(voice(SECONDS), mask)])
     assert not [record for record in caplog.records if record.levelno == logging.WARNING]

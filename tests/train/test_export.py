@@ -42,6 +42,7 @@ def prepared(tmp_path_factory):
     return folder / "base", folder / "records"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", DENOISERS)
 def test_a_run_becomes_a_model_that_animates(prepared, kind, tmp_path, monkeypatch, capsys):
     base, records = prepared
@@ -54,7 +55,7 @@ def test_a_run_becomes_a_model_that_animates(prepared, kind, tmp_path, monkeypat
     assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--base", str(base)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'out'}: written\n"
 
-    model, start = load(tmp_path / "out"), load(base)
+    model, start = (load(folder, devices=1) for folder in (tmp_path / "out", base))
     assert model.config.dit == DENOISERS[kind]
     assert (model.config.wav2vec2 is None) == (kind == "stage 1")
     trained = dict(nnx.to_flat_state(nnx.state(load_ema(tmp_path / "run", objective))))

@@ -66,6 +66,7 @@ def finish(processes: list[subprocess.Popen]) -> None:
         assert process.returncode == 0, output
 
 
+@pytest.mark.long
 def test_a_run_killed_on_two_processes_goes_on_on_four(tmp_path, monkeypatch):
     """The loss curve is that of a run on one process that nobody killed."""
     out, whole = tmp_path / "broken", tmp_path / "whole"

@@ -59,6 +59,7 @@ def test_what_is_no_kernel_moves_as_adam(stepped):
     np.testing.assert_allclose(updates["linear"]["bias"], expected, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_a_spread_model_is_drawn_and_read_where_it_stays(tmp_path):
     """What the trainer starts from on eight devices is what it starts from on one."""
     objective = CurriculumObjective(dit=TALKING, records="")

@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import numpy as np
+import pytest
 from jax.sharding import PartitionSpec as P
 from tiny_avatar import draw_weights
 from tiny_dit import TALKING
@@ -60,6 +61,7 @@ def steps(config: TrainConfig, params, graph, given, place):
     return state, np.asarray(losses)
 
 
+@pytest.mark.long
 def test_losses_gradients_and_parameters_are_the_same():
     """With Muon for the matrices and Adam for the rest."""
     config = TrainConfig(

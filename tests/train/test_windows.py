@@ -148,6 +148,7 @@ def test_the_objective_draws_each_of_its_kinds_as_its_dataset_gives_them(sources
         }
 
 
+@pytest.mark.long
 def test_calls_of_several_steps_are_traced_on_a_mesh(sources):
     """What is drawn there, and the step, are compared with one device's elsewhere."""
     objective = CurriculumObjective(
