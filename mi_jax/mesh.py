@@ -10,6 +10,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mi_jax.bounds import fault_of
 from mi_jax.errors import InputError
 
 AXES = ("data", "seq")
@@ -42,6 +43,9 @@ def take_devices(count: int | None = None, seq: int | None = None) -> list[jax.D
       InputError: there are not so many, or `seq` does not divide them.
     """
     devices = jax.local_devices()
+    fault = fault_of(int | None, count, "devices") or fault_of(int | None, seq, "seq")
+    if fault:
+        raise InputError(fault)
     if count is not None and not 1 <= count <= len(devices):
         raise InputError(f"devices is {count}, but there are {len(devices)} ({devices[0].device_kind})")
     devices = devices[:count]

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -11,6 +12,7 @@ from PIL import Image
 
 from mi_jax.data import pictures
 from mi_jax.data.detector import DetectorUnavailable, find_detector
+from mi_jax.data.pixels import mask_from
 from mi_jax.errors import InputError
 from mi_jax.files import PathLike, reason
 
@@ -21,7 +23,8 @@ MIN_CONFIDENCE = 0.75
 """Faces of photographs score above 0.9; fur, cups and galaxies reach 0.65, an emblem on a space suit 0.74."""
 DETECTION_SIDE = 1024  # px: the detector works at 128, so more is only cost
 
-MaskSource = PathLike | np.ndarray
+MaskSource = Any
+"""A file, or what `pixels.mask_from` takes."""
 
 
 def face_masks(
@@ -32,7 +35,7 @@ def face_masks(
 ) -> tuple[Bool[np.ndarray, "s H W"], str]:
     """One mask per speaker at the size of `portrait`, and a sentence that says where they came from.
 
-    Given masks (PNG paths or arrays; one per speaker, of another size: resized) come first. Else the faces that
+    Given masks (one per speaker, of another size: resized) come first. Else the faces that
     MediaPipe finds, largest first, ordered left to right like the speakers. Else, for a single speaker, the whole
     picture.
 
@@ -67,23 +70,20 @@ def face_masks(
 
 def _given_masks(portrait: np.ndarray, given: Sequence[MaskSource]) -> tuple[np.ndarray, str]:
     height, width = portrait.shape[:2]
-    masks, notes = [], []
-    for source in given:
-        is_array = isinstance(source, np.ndarray)
-        mask = source > 0 if is_array else pictures.read_mask(source)
-        name = "given array" if is_array else str(source)
-        if mask.ndim != 2:
-            raise InputError(f"{name}: a mask is an array [H W], this is {list(mask.shape)}")
+    masks, names, notes = [], [], []
+    for number, source in enumerate(given, 1):
+        is_file = isinstance(source, PathLike)
+        name = str(source) if is_file else f"mask {number}"
+        mask = pictures.read_mask(source) if is_file else mask_from(source, name)
         if not mask.any():
             raise InputError(f"{name}: mask is empty, it marks no pixel")
         if mask.shape != (height, width):
             notes.append(f"{name} resized from {mask.shape[1]}x{mask.shape[0]} to {width}x{height}")
             mask = np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
         masks.append(mask)
+        names.append(name if is_file else "given")
     note = f" ({'; '.join(notes)})" if notes else ""
-    return np.stack(
-        masks
-    ), f"face mask: {', '.join('array' if isinstance(s, np.ndarray) else str(s) for s in given)}{note}"
+    return np.stack(masks), f"face mask: {', '.join(names)}{note}"
 
 
 def masks_from_boxes(boxes: np.ndarray, size: tuple[int, int]) -> Bool[np.ndarray, "s H W"]:

@@ -45,12 +45,25 @@ def read_image(path: PathLike) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def read_mask(path: PathLike) -> Bool[np.ndarray, "H W"]:
-    """A mask picture: True where lighter than mid-grey; transparent counts as black. Raises as `read_image` does."""
+    """A mask picture (see `mask_from_image`). Raises as `read_image` does."""
     with _opened_image(path, "mask") as image:
-        image = ImageOps.exif_transpose(_eight_bits(image, str(path))).convert("RGBA")
-        grey = np.array(Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("L"))
+        return mask_from_image(image, str(path))
+
+
+def mask_from_image(image: Image.Image, name: str = "mask") -> Bool[np.ndarray, "H W"]:
+    """True where a PIL image is lighter than mid-grey; transparent counts as black.
+
+    Raises InputError: a picture in which nothing is as light, but something is lighter than black.
+    """
+    image = ImageOps.exif_transpose(_eight_bits(image, name)).convert("RGBA")
+    grey = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("L")
+    return lighter_than_grey(np.array(grey), name)
+
+
+def lighter_than_grey(grey: UInt8[np.ndarray, "H W"], name: str) -> Bool[np.ndarray, "H W"]:
+    """Of a mask in grey. Raises InputError as `mask_from_image` does."""
     if 0 < grey.max() < 128:
-        raise InputError(f"{path}: the mask's lightest pixel is {grey.max()} of 255; white, 255, marks the face")
+        raise InputError(f"{name}: the mask's lightest pixel is {grey.max()} of 255; white, 255, marks the face")
     return grey >= 128
 
 

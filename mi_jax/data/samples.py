@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from mi_jax.data.arrays import array_from, is_floating
 from mi_jax.data.sound import lost_in_mix
 from mi_jax.errors import InputError
 
@@ -24,12 +25,10 @@ def samples_from(audio: Any, name: str) -> Float32[np.ndarray, "n c"]:
 
     Raises InputError: anything else, no sample, samples that are not finite, or beyond ten times full scale.
     """
-    array = _array(audio, name)
+    array = array_from(audio, name, "a sound file, or samples at 16 kHz")
     kept = np.squeeze(array) if array.size != 1 else array.reshape(1)  # one sample is a sound of one sample
     wanted = f"{name}: samples are [n] or [n 2], float with full scale at 1, int8, int16, int32 or uint8"
-    floating = array.dtype.kind == "f" or (
-        array.dtype.kind == "V" and array.dtype.names is None and np.can_cast(array.dtype, np.float32)  # bfloat16
-    )
+    floating = is_floating(array)
     if not floating and array.dtype.name not in FULL_SCALE:
         raise InputError(f"{wanted}; these are {array.dtype}")
     if array.size == 0:
@@ -61,13 +60,3 @@ def mono(samples: Float32[np.ndarray, "n c"]) -> Float32[np.ndarray, " n"]:
     power = np.square(samples).sum(axis=0, dtype=np.float64)
     lone = lost_in_mix(power, float(np.square(mixed).sum(dtype=np.float64)))
     return mixed if lone is None else samples[:, lone]
-
-
-def _array(audio: Any, name: str) -> np.ndarray:
-    try:
-        if hasattr(audio, "detach"):  # PyTorch: numpy takes no gradients, no other device, no bfloat16
-            audio = audio.detach().cpu()
-            audio = audio.float() if audio.is_floating_point() else audio
-        return np.asarray(audio)
-    except Exception as fault:  # whatever a foreign class raises when it is asked for an array
-        raise InputError(f"{name}: {type(audio).__name__} is no sound: give a file, or samples at 16 kHz") from fault

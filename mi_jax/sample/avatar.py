@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, UInt8
 
 from mi_jax.avatar.config import AvatarConfig
 from mi_jax.avatar.folders import load_models, save_avatar
+from mi_jax.bounds import shown
 from mi_jax.conditions import Conditions
 from mi_jax.data import pictures, sound
 from mi_jax.data.features import Encoders, latent_mask, portrait_latents, prompt_features, to_pixels
@@ -29,18 +30,22 @@ from mi_jax.files import PathLike
 from mi_jax.mesh import make_mesh, on_mesh, shard_parameters, take_devices
 from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.dit import DiT, DiTConfig
+from mi_jax.models.prompts import check_prompt
 from mi_jax.models.tiling import decode_pieces
 from mi_jax.models.wav2vec2 import filled_length, hidden_states
 from mi_jax.rates import SAMPLE_RATE
 from mi_jax.sample.guidance import Guidance
 from mi_jax.sample.inputs import (
     Portrait,
+    Sound,
     Speaker,
+    check_options,
     check_request,
     find_masks,
     fit_masks,
     num_frames,
     read_portrait,
+    read_speakers,
     read_voice,
 )
 from mi_jax.sample.layout import group_size, mesh_shape
@@ -70,8 +75,8 @@ class Avatar:
     def animate(
         self,
         portrait: Portrait | None = None,
-        speakers: Sequence[Speaker] = (),
-        prompt: str = "",
+        speakers: Sequence[Speaker | Sound] | Speaker | Sound | None = (),
+        prompt: str | None = "",
         *,
         seed: int = 0,
         steps: int | None = None,
@@ -94,9 +99,10 @@ class Avatar:
         `mi_jax` (INFO and WARNING).
 
         Args:
-          portrait: a picture file, a PIL image or pixels [H W 3]; its centre is cropped to the video's aspect.
-          speakers: those without a mask get the found faces from left to right.
-          prompt: may be empty; cut where the text encoder ends.
+          portrait: a picture file, a PIL image or pixels [H W 3] (`data.pixels.pixels_from`); its centre is cropped to
+            the video's aspect.
+          speakers: `Speaker`s, or sounds alone; those without a mask get the found faces from left to right.
+          prompt: may be empty or None; cut where the text encoder ends.
           seed: of the noise; the same seed gives the same video.
           steps: Euler steps; more is finer and slower. Default: the model's.
           window, overlap: latent frames (4 video frames each) that the denoiser sees at a time, and that are blended.
@@ -110,6 +116,9 @@ class Avatar:
         Raises:
           InputError: a file or an argument cannot be used; the message names it.
         """
+        speakers, prompt = read_speakers(speakers), "" if prompt is None else prompt
+        check_prompt(prompt)
+        check_options(face_model=face_model, progress=progress)
         config = self.config.replace(
             steps=steps, guidance_audio=guidance_audio, guidance_text=guidance_text, height=height, width=width
         )
@@ -346,6 +355,10 @@ def load(
     Raises:
       InputError: no such model, or a folder whose files are missing, damaged or do not fit each other; no such devices.
     """
+    if not isinstance(name, PathLike) or not os.fspath(name):
+        raise InputError(f"load takes the name of a shipped model or a folder, not {shown(name)}")
+    if not isinstance(mesh, Mesh | None):
+        raise InputError(f"mesh is {shown(mesh)}, must be of mi_jax.mesh.make_mesh")
     if mesh is None:
         chosen = take_devices(devices, seq)
         mesh = make_mesh(None, seq or 1, chosen) if len(chosen) > 1 else None

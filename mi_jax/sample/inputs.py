@@ -2,16 +2,17 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
-from PIL import Image
 
 from mi_jax.avatar.config import AvatarConfig
-from mi_jax.bounds import Seconds, fault_of
+from mi_jax.bounds import Seconds, Seed, fault_of, shown
 from mi_jax.data import faces, pictures, sound_files
+from mi_jax.data.pixels import pixels_from
 from mi_jax.data.samples import mono, samples_from
 from mi_jax.errors import InputError
 from mi_jax.files import PathLike
@@ -29,14 +30,38 @@ class Speaker:
     """A voice, and the region of the portrait that it moves.
 
     audio: a file that FFmpeg reads, or samples at 16 kHz (`data.samples.samples_from` says which kinds).
-    mask: a PNG or a boolean array [H W] of the portrait; white or True is the face. None: it is looked for.
+    mask: a picture file, or a picture or array of the portrait's size (`data.pixels.mask_from` says which kinds); white
+      or True is the face. None: it is looked for.
     """
 
     audio: Sound
-    mask: PathLike | np.ndarray | None = None
+    mask: faces.MaskSource | None = None
 
 
-Portrait = PathLike | Image.Image | np.ndarray
+Portrait = Any
+"""A picture file, or what `data.pixels.pixels_from` takes."""
+
+
+def sounds(audio: Any) -> list[Any]:
+    """One entry per sound: of a list of sounds, of a single one, of None. A list of numbers is one sound."""
+    if audio is None:
+        return []
+    single = isinstance(audio, PathLike | bytes | Mapping) or hasattr(audio, "shape") or not isinstance(audio, Iterable)
+    if single:
+        return [audio]
+    audio = list(audio)
+    return [audio] if audio and isinstance(audio[0], numbers.Number) else audio
+
+
+def read_speakers(speakers: Any) -> list[Speaker]:
+    """Speakers of a list of them, or of sounds; or of a single one.
+
+    Raises:
+      InputError: a mapping, which names no order.
+    """
+    if isinstance(speakers, Mapping):
+        raise InputError("speakers is a mapping: give a list of mi_jax.Speaker(audio, mask) or of sounds")
+    return [speaker if isinstance(speaker, Speaker) else Speaker(speaker) for speaker in sounds(speakers)]
 
 
 def check_request(config: AvatarConfig, *, portrait: bool, voices: int, seconds: float | None, seed: int) -> None:
@@ -57,8 +82,17 @@ def check_request(config: AvatarConfig, *, portrait: bool, voices: int, seconds:
         raise InputError(f"no {'voice and no ' * hears}length: a silent video needs its length in seconds")
     if seconds is not None:
         check_memory(config, num_frames(seconds), voices, window=1)
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed is {seed}, must lie in 0 .. 2^32 - 1")
+    fault = fault_of(Seed, seed, "seed")
+    if fault:
+        raise InputError(fault)
+
+
+def check_options(*, face_model: Any, progress: Any) -> None:
+    """Raises InputError where what is no number is of another kind than is asked for."""
+    if not isinstance(face_model, PathLike | None):
+        raise InputError(f"face_model is {shown(face_model)}, must be a file")
+    if progress is not None and not callable(progress):
+        raise InputError(f"progress is {shown(progress)}, must be called with (steps done, steps)")
 
 
 def num_frames(seconds: float) -> int:
@@ -70,23 +104,7 @@ def num_frames(seconds: float) -> int:
 
 def read_portrait(portrait: Portrait) -> UInt8[np.ndarray, "H W 3"]:
     """RGB pixels of a file, a PIL image or an array."""
-    if isinstance(portrait, np.ndarray):
-        if portrait.dtype != np.uint8 or portrait.ndim != 3 or portrait.shape[2] != 3:
-            raise InputError(f"portrait: an array must be uint8 [H W 3], this is {portrait.dtype} {portrait.shape}")
-        pixels = portrait
-    elif isinstance(portrait, Image.Image):
-        try:
-            pixels = pictures.rgb_from_image(portrait, "portrait")
-        except InputError:
-            raise
-        except pictures.DAMAGED as fault:  # PIL reads a file's pixels when they are asked for
-            raise InputError(f"portrait: cannot be read ({fault})") from None
-    else:
-        return pictures.read_image(portrait)
-    if min(pixels.shape[:2]) < pictures.MIN_SIDE:
-        size = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        raise InputError(f"portrait: {size} is too small (at least {pictures.MIN_SIDE} px a side)")
-    return pixels
+    return pictures.read_image(portrait) if isinstance(portrait, PathLike) else pixels_from(portrait, "portrait")
 
 
 def find_masks(
@@ -103,7 +121,7 @@ def find_masks(
     """
     found, origin = faces.face_masks(portrait, len(masks), masks, model_path=face_model)
     fit_masks(found, *config.padded_size)  # what is wrong with them is said first, and alone
-    if not all(isinstance(mask, np.ndarray) for mask in masks):
+    if any(mask is None or isinstance(mask, PathLike) for mask in masks):
         whole = masks[0] is None and bool(found.all())
         log.log(logging.WARNING if whole else logging.INFO, origin)
     return found

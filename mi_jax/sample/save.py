@@ -2,32 +2,40 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 
+from mi_jax.bounds import shown
 from mi_jax.data import sound_files, video_files
+from mi_jax.data.pixels import frames_from
 from mi_jax.data.samples import samples_from
+from mi_jax.errors import InputError
 from mi_jax.files import PathLike
 from mi_jax.rates import FPS, SAMPLE_RATE
-from mi_jax.sample.inputs import Sound
+from mi_jax.sample.inputs import Sound, Speaker, sounds
 
 log = logging.getLogger("mi_jax")
 
 
-def save_video(
-    path: PathLike, video: UInt8[np.ndarray, "f H W 3"], audio: Sound | Sequence[Sound] | None = None
-) -> None:
+def save_video(path: PathLike, video: Any, audio: Sound | Speaker | Sequence[Sound | Speaker] | None = None) -> None:
     """Writes a video of 25 fps with its sound, cut or filled with silence to its length; stereo where a sound is.
 
     Args:
       path: .mp4, .m4v, .mov or .mkv, in a folder that exists.
-      audio: a sound file, samples at 16 kHz (see `samples_from`), or a list of several of these, which are mixed.
+      video: frames [f H W 3], uint8 RGB (`data.pixels.frames_from` says what else).
+      audio: a sound file, samples at 16 kHz (see `samples_from`), a speaker, or a list of several of these,
+        which are mixed.
 
     Raises:
-      InputError: a sound cannot be read, or the file cannot be written.
+      InputError: the frames or a sound cannot be read, or the file cannot be written.
     """
-    sources = _sources(audio)
+    if not isinstance(path, PathLike):
+        raise InputError(f"save_video: {shown(path)} is no path")
+    path = video_files.check_video_path(path)
+    video = frames_from(video, "video")
+    sources = [source.audio if isinstance(source, Speaker) else source for source in sounds(audio)]
     if not sources:
         video_files.write_video(path, video)
         return
@@ -45,16 +53,6 @@ def save_video(
     if peak > 1 and rate == SAMPLE_RATE:
         log.warning("audio: reaches %.2f times full scale, cut off at 1 in the video", peak)
     video_files.write_video(path, video, mixed, sample_rate=rate)
-
-
-def _sources(audio: Sound | Sequence[Sound] | None) -> list[Sound]:
-    """One entry per sound. A list of numbers is one sound."""
-    if audio is None:
-        return []
-    if isinstance(audio, PathLike) or hasattr(audio, "shape") or not isinstance(audio, Sequence):
-        return [audio]
-    numbers = len(audio) > 0 and not isinstance(audio[0], PathLike) and np.ndim(audio[0]) == 0
-    return [audio] if numbers else list(audio)
 
 
 def mix(

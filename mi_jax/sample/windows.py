@@ -17,7 +17,7 @@ def plan_windows(length: int, window: int = 33, overlap: int = 8) -> Int[np.ndar
       InputError: a window out of bounds; an overlap under 3 (the blend of the paper divides by `overlap - 2`) or not
         under the window.
     """
-    fault = fault_of(LatentFrames, window, "window")
+    fault = fault_of(LatentFrames, window, "window") or fault_of(int, overlap, "overlap")
     if fault:
         raise InputError(fault)
     if overlap < 3:
