@@ -286,10 +286,10 @@ def torn_picture() -> Image.Image:
         ({"speakers": [Speaker(np.zeros((800, 3), np.float32))]}, r"voice 1: samples are \[n\] or \[n 2\]"),
         ({"speakers": [Speaker("nowhere.wav")]}, "nowhere.wav: audio not found"),
         ({"portrait": np.zeros((4, 4, 3), np.uint8)}, "portrait: 4x4 is too small"),
-        ({"portrait": np.zeros((64, 64), np.uint8)}, r"portrait: an array must be uint8 \[H W 3\]"),
+        ({"portrait": np.zeros((64, 64, 2), np.uint8)}, r"portrait: \[64, 64, 2\] cannot be meant"),
         ({"portrait": "nowhere.png"}, "nowhere.png: picture not found"),
         ({"portrait": torn_picture()}, "portrait: cannot be read"),
-        ({"speakers": [Speaker(voice(0.5), np.ones((40, 48, 3), bool))]}, r"given array: a mask is an array \[H W\]"),
+        ({"speakers": [Speaker(voice(0.5), np.ones((40, 48, 2), bool))]}, r"mask 1: \[40, 48, 2\] cannot be meant"),
         ({"steps": 0}, "steps is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**70}, "seed is 1180591620717411303424"),
@@ -407,7 +407,7 @@ def test_samples_that_cannot_be_meant_are_refused_before_the_video_is_written(tm
         ([tone(), np.zeros((5, 5))], "audio 2: samples are"),
         ([1, 2, 3], "audio: samples are"),
         (3.5, "audio: samples are"),
-        ([None], "audio: samples are"),
+        ([None], "audio: None cannot be meant"),
     ):
         with pytest.raises(InputError, match=message):
             save_video(tmp_path / "a.mp4", video, source)
