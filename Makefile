@@ -36,7 +36,7 @@ test: $(VENV)/.installed-test
 test-long: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist load -m long
 
-# Models, sampling and training on the newest Python that is here, if it is newer than the one that `make test` takes.
+# Media, models, sampling and training on the newest Python that is here, if it is newer than the one that `make test` takes.
 # PyTorch need not have a build for it: the parity tests are left out.
 test-newest: $(BIN)/python
 	@version=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
@@ -47,7 +47,7 @@ test-newest: $(BIN)/python
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip; \
 	$(NEWEST)/bin/python -m pip install --quiet --editable '.[test-without-torch,tokamax]'; \
 	MI_JAX_TESTS_WITHOUT_TORCH=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not long" \
-		tests/models tests/sample tests/train
+		tests/data tests/models tests/sample tests/train
 
 lint: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check --fix .

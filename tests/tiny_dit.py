@@ -59,3 +59,10 @@ def conditions(
 def latents_and_sigma(config: DiTConfig, b: int = 2, t: int = 3, h: int = 4, w: int = 6):
     x = np.random.default_rng(9).normal(size=(b, t, h, w, config.latent_channels))
     return jnp.asarray(x, jnp.float32), jnp.asarray([0.9, 0.3])[:b]
+
+
+def kept_by(scan) -> list:
+    """Shapes of what a scan of a jaxpr keeps of every step: results with an axis more than its body's."""
+    body = scan.params["jaxpr"]
+    inner = getattr(body, "jaxpr", body).outvars
+    return [v.aval for v, one in zip(scan.outvars, inner, strict=True) if v.aval.ndim > one.aval.ndim]

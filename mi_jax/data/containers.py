@@ -14,6 +14,9 @@ from mi_jax.files import reason
 MAX_BREAKS = 20
 """Faults of a file's structure (not of single packets) behind which reading goes on."""
 
+_ANY_TAGS = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+"""Tags may be in any encoding. PyAV 19 has no such option: it takes all of them as they are."""
+
 log = logging.getLogger("mi_jax")
 
 
@@ -21,8 +24,8 @@ log = logging.getLogger("mi_jax")
 def opened(path: pathlib.Path, what: str) -> Iterator[av.container.InputContainer]:
     """A container to read from. FFmpeg's faults in here, and in the block, become InputError: not `what`."""
     try:
-        # "file:" keeps FFmpeg from reading a colon in the name as a protocol; tags may be in any encoding
-        with av.open(f"file:{path}", metadata_errors="ignore") as container:
+        # "file:" keeps FFmpeg from reading a colon in the name as a protocol
+        with av.open(f"file:{path}", **_ANY_TAGS) as container:
             yield container
     except av.error.FFmpegError as fault:
         raise InputError(f"{path}: not {what} that can be read ({reason(fault)})") from fault

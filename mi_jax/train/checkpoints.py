@@ -179,6 +179,30 @@ def check(run: str | pathlib.Path) -> Iterator[tuple[str, int, str | None]]:
         yield str(checkpoint.path), count, fault
 
 
+@contextlib.contextmanager
+def _undamaged(path: Any) -> Iterator[None]:
+    """Whatever Orbax raises over a checkpoint becomes an InputError: its files are not as they were written."""
+    try:
+        yield
+    except (InputError, jax.errors.JaxRuntimeError):  # the latter: a device's memory
+        raise
+    except Exception as fault:
+        raise InputError(f"{path}: damaged ({_one_line(fault)})") from fault
+
+
+def _metadata(path: Any) -> Any:
+    """What a checkpoint says of itself.
+
+    Raises:
+      InputError: nothing, or nothing that can be understood.
+    """
+    with _undamaged(path):
+        saved = ocp.metadata(path)
+        if not saved.metadata:
+            raise ValueError("names no leaves")
+        return saved
+
+
 def read_leaves(path: Any, leaves: Mapping[str, tuple[tuple[int, ...], Any]]) -> Iterator[tuple[str, jax.Array]]:
     """(name, leaf) of the leaves that are asked for by name -> (shape, dtype), in that order, in the host's memory.
 
@@ -188,16 +212,14 @@ def read_leaves(path: Any, leaves: Mapping[str, tuple[tuple[int, ...], Any]]) ->
       InputError: a leaf is not as it was saved.
     """
     on_host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    saved = ocp.metadata(path)
+    saved = _metadata(path)
     prints, others = _prints_of(saved), dict.fromkeys(saved.metadata, ocp.PLACEHOLDER)
     for names in _groups({name: _bytes(*leaf) for name, leaf in leaves.items()}):
         wanted = {name: jax.ShapeDtypeStruct(*leaves[name], sharding=on_host) for name in names}
-        read = ocp.load(path, others | wanted)
-        try:
+        with _undamaged(path):
+            read = ocp.load(path, others | wanted)
             found = words(fingerprints([read[name] for name in names]))
             _hold_against(prints, dict(zip(names, found, strict=True)))
-        except ValueError as fault:
-            raise InputError(f"{path}: damaged ({fault})") from None
         for name in names:
             yield name, read.pop(name)
 
@@ -259,7 +281,7 @@ def averaged_names(path: Any, turn: str | None = None) -> dict[str, Any]:
     Raises:
       InputError: there is no such turn.
     """
-    saved = ocp.metadata(path).metadata
+    saved = _metadata(path).metadata
     old = _has_no_turns(saved)
     leaves: dict[str, Any] = {}
     for field in ("params", "ema"):
@@ -293,17 +315,14 @@ def load_ema_state(run: str | pathlib.Path, turn: str | None = None) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     leaves = averaged_names(path, turn)
-    wanted = dict.fromkeys(ocp.metadata(path).metadata, ocp.PLACEHOLDER)
+    saved = _metadata(path)
+    wanted = dict.fromkeys(saved.metadata, ocp.PLACEHOLDER)
     wanted |= {name: target(shape, dtype) for name, shape, dtype in leaves.values()}
-    loaded = ocp.load(path, wanted)
     names = [name for name, _, _ in leaves.values()]
-    try:
-        _hold_against(
-            _prints_of(ocp.metadata(path)),
-            dict(zip(names, words(fingerprints([loaded[name] for name in names])), strict=True)),
-        )
-    except ValueError as fault:
-        raise InputError(f"{path}: damaged ({fault})") from None
+    with _undamaged(path):
+        loaded = ocp.load(path, wanted)
+        found = words(fingerprints([loaded[name] for name in names]))
+        _hold_against(_prints_of(saved), dict(zip(names, found, strict=True)))
     paths = {
         tuple(int(part) if part.isdigit() else part for part in rest.split(".")): leaves[rest][0] for rest in leaves
     }

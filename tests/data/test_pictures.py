@@ -136,7 +136,7 @@ GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
         GREY.astype(np.int32) * 257,
         GREY.astype(np.int32) * 65793,
         (GREY * ((2**31 - 1) / 255)).astype(np.int32),
-        np.where(GREY == 0, -(2**30), GREY).astype(np.int32),
+        np.where(GREY == 0, -(2**30), GREY.astype(np.int64)).astype(np.int32),
     ],
 )
 def test_pictures_of_32_bits_are_scaled_to_8(tmp_path, pixels):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from tiny_dit import SMALL, TALKING, conditions, latents_and_sigma, random_dit
+from tiny_dit import SMALL, TALKING, conditions, kept_by, latents_and_sigma, random_dit
 
 from mi_jax.mesh import make_mesh, parameter_spec, shard_parameters
 from mi_jax.models.dit import DiT, DiTConfig
@@ -106,6 +106,6 @@ def test_the_backward_pass_gathers_parameters_again():
         jaxpr = jax.make_jaxpr(lambda *a: loss_and_gradients(graph, *a))(spread, *given)
     scans = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan" and not eqn.params["reverse"]]
     assert [eqn.params["length"] for eqn in scans] == [config.refiner_depth, 2, 2]
-    kept = [v.aval for eqn in scans for v in eqn.outvars[eqn.params["num_carry"] :]]
+    kept = [aval for eqn in scans for aval in kept_by(eqn)]
     assert len(kept) > 50
     assert [str(aval) for aval in kept if aval.size > 2 * 4 * config.width and not any(aval.sharding.spec)] == []
