@@ -20,9 +20,15 @@ def cache_dir() -> pathlib.Path:
     if os.environ.get("MI_JAX_CACHE"):
         return pathlib.Path(os.environ["MI_JAX_CACHE"])
     home = os.path.expanduser("~")
-    if home == "~":  # no HOME and a user that the system does not know, as in containers
+    if home == "~":
         return pathlib.Path(tempfile.gettempdir()) / f"mi_jax-{os.getuid()}"
     return pathlib.Path(home) / ".cache" / "mi_jax"
+
+
+def has_home() -> bool:
+    """Not so in containers that set no HOME, or one that is not there, for a user that the system does not know."""
+    home = os.path.expanduser("~")
+    return home != "~" and os.access(home, os.W_OK)
 
 
 def own_programs_dir() -> pathlib.Path:

@@ -80,10 +80,24 @@ def entry() -> None:
     try:
         code = main()
         sys.stdout.flush()
-    except BrokenPipeError:  # nobody reads any more
+    except OSError as fault:
+        if not _stdout_fails():
+            raise
+        if isinstance(fault, BrokenPipeError):  # nobody reads any more
+            code = 128 + signal.SIGPIPE
+        else:
+            print(f"mi-jax: error: standard output: {fault.strerror}", file=sys.stderr)
+            code = 2
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE
     sys.exit(code)
+
+
+def _stdout_fails() -> bool:
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
 
 
 def _open_streams() -> None:

@@ -456,7 +456,7 @@ def test_ctrl_c_at_work_is_an_exception_and_code_130(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "streams", ["2>&-", ">&-", ">&- 2>&-", "| true", "| PYTHONIOENCODING=ascii head -1 > /dev/null"]
+    "streams", ["2>&-", ">&-", ">&- 2>&-", "| true", "| PYTHONIOENCODING=ascii head -1 > /dev/null", "> /dev/full"]
 )
 def test_closed_streams_and_pipes_are_no_tracebacks(tmp_path, streams):
     command = f"{sys.executable} -m mi_jax --help {streams}; {sys.executable} -m mi_jax nothing {streams}"

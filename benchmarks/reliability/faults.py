@@ -6,9 +6,10 @@
 Each command either writes its whole video and ends with 0, or ends with another code, at most one line of complaint, no
 traceback, and nothing beside what was there before.
 
-full: a disk of a few pages, so that the video does not fit. read-only: a folder that nobody may write to, as a user who
-is not root. homeless: no HOME, and a uid that has no name. closed: stdin, stdout or stderr closed, or a reader that goes
-away. interrupts: SIGINT or SIGTERM at a random moment; 130 or 143 (128 + the signal's number) is the exit code.
+full: a disk of a few pages, so that the video does not fit. read-only: a file system that takes no file. homeless: no
+HOME, and a uid that has no name. closed: stdin, stdout or stderr closed, a reader that goes away, or an output that is
+full, whose videos must be there all the same. interrupts: SIGINT or SIGTERM at a random moment; 130 or 143 (128 + the
+signal's number) is the exit code. Needs root: small file systems are mounted, and another user runs.
 """
 
 import argparse
@@ -92,13 +93,18 @@ def full(command, place, cache, rng):
 
 
 def read_only(command, place, cache, rng):
-    place.chmod(0o555)
-    return tried(command, place, {2}, env=environment(cache), user=NOBODY, group=NOBODY)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", place], check=True)
+    try:
+        return tried(command, place, {2}, env=environment(cache))
+    finally:
+        subprocess.run(["umount", place], check=True)
 
 
 def homeless(command, place, cache, rng):
     place.chmod(0o777)
     without = {name: value for name, value in environment(cache).items() if name not in ("HOME", "USER", "LOGNAME")}
+    if rng.random() < 0.3:
+        without["HOME"] = "/nowhere"
     if rng.random() < 0.5:  # and caches that cannot be
         without |= {"MI_JAX_CACHE": "/proc/nowhere"}
         del without["JAX_COMPILATION_CACHE_DIR"]
@@ -110,7 +116,10 @@ def closed(command, place, cache, rng):
     quoted = " ".join(f"'{word}'" for word in [*command, "--out", str(place / "out.mp4")])
     script = f"set -o pipefail; {quoted} {how}"
     done = subprocess.run(["bash", "-c", script], env=environment(cache), capture_output=True, text=True, timeout=300)
-    return done.returncode, (lambda fault: fault and f"{how}: {fault}")(judge(done.returncode, done.stderr, place, {0}))
+    expected = {0, 128 + signal.SIGPIPE} if "|" in how else {2} if "full" in how else {0}
+    fault = None if done.returncode in expected else f"exit code {done.returncode}"
+    fault = fault or judge(0, done.stderr, place, {0})
+    return done.returncode, fault and f"{how}: {fault}"
 
 
 def interrupts(command, place, cache, rng):

@@ -4,9 +4,14 @@ Loudness is lost to the models on purpose (`wav2vec2.normalise`), and with it th
 a recording that is all but silent they are told its noise, as loud as speech.
 """
 
+import os
+import tempfile
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Float32
 
+from mi_jax.caches import has_home
 from mi_jax.rates import SAMPLE_RATE
 
 SILENT_DB = -60.0
@@ -27,8 +32,7 @@ def loudness(audio: Float32[np.ndarray, " n"], sample_rate: int = SAMPLE_RATE) -
     the mean of the others. So pauses do not make a voice quieter. Without that standard's K-weighting, which changes
     speech by about 1 dB.
     """
-    import librosa
-
+    librosa = _librosa()
     block, hop = round(0.4 * sample_rate), round(0.1 * sample_rate)
     audio = np.pad(audio, (0, max(0, block - len(audio))))  # a shorter sound is one block
     power = librosa.feature.rms(y=audio, frame_length=block, hop_length=hop, center=False)[0].astype(np.float64) ** 2
@@ -44,8 +48,7 @@ def trim_silence(audio: Float32[np.ndarray, " n"]) -> tuple[int, int]:
 
     Silent is what lies `TRIM_DB` below the loudest moment, or below `SILENT_DB`.
     """
-    import librosa
-
+    librosa = _librosa()
     frame = {"frame_length": 1024, "hop_length": 256}
     loudest = librosa.feature.rms(y=audio, **frame).max()
     reference = max(loudest, 10 ** ((SILENT_DB + TRIM_DB) / 20))
@@ -57,8 +60,7 @@ def mfcc(
     audio: Float32[np.ndarray, " n"], sample_rate: int = SAMPLE_RATE, *, coefficients: int = 13, hop: float = 0.01
 ) -> Float32[np.ndarray, "t {coefficients}"]:
     """Mel-frequency cepstral coefficients every `hop` seconds, of windows of 25 ms; row i is centred on i x hop."""
-    import librosa
-
+    librosa = _librosa()
     found = librosa.feature.mfcc(
         y=audio, sr=sample_rate, n_mfcc=coefficients, n_fft=round(0.025 * sample_rate),
         hop_length=round(hop * sample_rate), n_mels=40,
@@ -91,3 +93,13 @@ def remarks(audio: Float32[np.ndarray, " n"], name: str) -> list[str]:
     if silent:
         said.append(f"{name}: silent for {' and '.join(silent)}, which the video shows too")
     return said
+
+
+def _librosa() -> Any:
+    """librosa, which asks at its import for a home; and numba under it for a folder to keep programs in."""
+    if not has_home():
+        os.environ.setdefault("XDG_CACHE_HOME", tempfile.gettempdir())
+        os.environ.setdefault("NUMBA_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"numba-{os.getuid()}"))
+    import librosa
+
+    return librosa

@@ -75,3 +75,16 @@ def test_remarks():
     padded = np.pad(speech, (int(2.5 * RATE), int(1.25 * RATE)))
     (silent,) = sound.remarks(padded, "v")
     assert silent == "v: silent for 2.5 s at its start and 1.2 s at its end, which the video shows too"
+
+
+def test_a_user_without_a_home_hears_too():
+    """librosa asks for a home at its import, and numba for a folder."""
+    code = (
+        "import os; os.path.expanduser = lambda path: path\n"
+        "import numpy as np; from mi_jax.data.sound import loudness\n"
+        "print(loudness(np.full(16000, 0.1, np.float32)))"
+    )
+    without = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
+    done = subprocess.run([sys.executable, "-c", code], env=without, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(-20, abs=1)
