@@ -1,5 +1,9 @@
 """Silence, loudness and cepstrum of voices whose values are known, and what is remarked."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from tiny_avatar import voice

@@ -93,6 +93,35 @@ def test_references_and_taps_on_a_mesh():
                 np.testing.assert_allclose(np.asarray(got_hidden[tap])[:, :18], hidden[tap], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
+def test_gradients_through_references_and_taps_on_a_mesh():
+    """A head on hidden states, as of a GAN: what reaches the parameters and the latents is what reaches them on one
+    device. Tokens that fill up a device's share reach nothing."""
+    graph, params = nnx.split(random_dit(TALKS))
+    x, sigma = latents_and_sigma(TALKS, b=2)
+    given = x, sigma, conditions(TALKS).window(0, 2)
+    taps = (("double", 0), ("single", 3))
+
+    def loss(params, x, sigma, told):
+        model = nnx.merge(graph, params)
+        embedded = model.embed(x[:, :2], sigma, told, extra_latents=x[:, 2:], extra_times=jnp.asarray([-1.0]))
+        video, hidden = model.trunk(*embedded, taps)
+        u = model.unembed(video, embedded[2], x[:, :2], sigma, told)
+        real = lambda h: (jnp.arange(h.shape[1]) < 18).astype(h.dtype)[:, None]  # noqa: E731
+        read = sum(jnp.sum(jnp.sin(hidden[tap]) * real(hidden[tap])[None]) for tap in taps)
+        return jnp.mean(jnp.sin(u)) + read / 1000
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    expected = jax.tree.leaves(gradients(params, *given))
+    mesh = make_mesh(data=2, seq=4)
+    with jax.set_mesh(mesh):
+        placed = jax.tree.map(lambda leaf: jax.device_put(leaf, P("data")), given)
+        got = jax.tree.leaves(gradients(shard_parameters(params, mesh), *placed))
+    total = np.sqrt(sum(float(np.square(leaf).sum()) for leaf in expected))
+    for one, other in zip(expected, got, strict=True):
+        assert np.linalg.norm(np.asarray(other) - one) < 1e-5 * max(np.linalg.norm(one), 1e-2 * total)
+
+
 def test_the_backward_pass_gathers_parameters_again():
     """With all activations kept, gathered parameters are not: the whole model would be. What the scans over depth keep
     is spread over the devices, or small."""
