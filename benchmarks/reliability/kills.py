@@ -94,18 +94,18 @@ def kills(folder: pathlib.Path, count: int, rng: random.Random) -> dict:
         for _ in range(rng.randint(1, 4)):
             begun = step_of(out)
             process = runs.start(out)
-            if rng.random() < 0.8:  # while it trains; else at any moment of its start
-                while step_of(out) == begun and process.poll() is None:
+            if rng.random() < 0.8:  # about a step of its training; else at any moment of its start
+                target = rng.randint(begun, STEPS - 1)
+                while step_of(out) <= target and process.poll() is None:
                     time.sleep(0.01)
-                wait = rng.uniform(0, 3)
+                time.sleep(rng.uniform(0, 0.3))
             else:
-                wait = rng.uniform(0.5, 9)
-            try:
-                process.wait(wait)
-                break
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
+                time.sleep(rng.uniform(0.5, 5))
+            if process.poll() is not None:
                 process.communicate()
+                break
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
             counts["kills"] += 1
             counts["half-written checkpoints"] += any(
                 "tmp" in path.name for path in (out / "checkpoints").glob("*") if path.is_dir()

@@ -17,7 +17,7 @@ def squared_error(
     clean: Float[Array, "b t h w c"],
     noise: Float[Array, "b t h w c"],
     sigma: Float[Array, "b"],
-    conditions: Conditions,
+    conditions: Conditions | None,
 ) -> Float[Array, "b t h w c"]:
     """`|u - u_theta|^2` at every latent element, f32."""
     predicted = velocity(add_noise(clean, noise, sigma), sigma, conditions)
