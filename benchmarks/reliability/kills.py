@@ -91,8 +91,10 @@ def kills(folder: pathlib.Path, count: int, rng: random.Random) -> dict:
     while counts["kills"] < count:
         number += 1
         out = folder / f"run{number}"
-        for _ in range(rng.randint(1, 4)):
+        for _ in range(rng.randint(3, 9)):
             begun = step_of(out)
+            if begun >= STEPS - 1:
+                break
             process = runs.start(out)
             if rng.random() < 0.8:  # about a step of its training; else at any moment of its start
                 target = rng.randint(begun, STEPS - 1)

@@ -56,7 +56,7 @@ def animate(
       seq: of these, how many share the tokens of a window; by default what suits the video.
     """
     from mi_jax.avatar.folders import avatar_config
-    from mi_jax.data import pictures, sound_files, video_files
+    from mi_jax.data import pictures, video_files
     from mi_jax.data.detector import named_detector
     from mi_jax.files import refuse_inputs
     from mi_jax.mesh import take_devices
@@ -89,7 +89,7 @@ def animate(
     take_devices(devices, seq)
     refuse_inputs(out, portrait, *audio, *mask)
     pixels = None if portrait is None else pictures.read_image(portrait)
-    voices = [sound_files.read_audio(path, seconds=seconds) for path in audio]
+    voices = [inputs.read_voice(path, str(path), seconds) for path in audio]
     longest = max(map(len, voices), default=0) / SAMPLE_RATE
     frames = inputs.num_frames(longest if seconds is None else seconds)
     video_files.check_space(out, frames, config.height, config.width)

@@ -28,8 +28,7 @@ def array_from(value: Any, name: str, wanted: str) -> np.ndarray:
 
 def is_floating(array: np.ndarray) -> bool:
     """Also of bfloat16, which is a foreign kind to numpy."""
-    foreign = array.dtype.kind == "V" and array.dtype.names is None and np.can_cast(array.dtype, np.float32)
-    return array.dtype.kind == "f" or foreign
+    return array.dtype.kind == "f" or (array.dtype.kind == "V" and array.dtype.name.startswith(("bfloat", "float")))
 
 
 def _kind(value: Any) -> str:

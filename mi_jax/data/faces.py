@@ -64,7 +64,9 @@ def face_masks(
         order = ", from left to right" if speakers > 1 else ""
         return masks_from_boxes(boxes[:speakers], portrait.shape[:2]), f"face mask: {found}{which}{order}"
     if speakers > 1:
-        raise InputError(f"{speakers} voices, but {found}: give one face mask per voice (--mask)")
+        raise InputError(
+            f"{speakers} voices, but {found}: give one face mask per voice (--mask; in Python Speaker(mask=))"
+        )
     return np.ones((1, *portrait.shape[:2]), bool), f"face mask: the whole picture ({found})"
 
 

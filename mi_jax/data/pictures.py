@@ -22,8 +22,11 @@ from mi_jax.files import PathLike, existing_file, reason, written_beside
 MIN_SIDE = 16  # pixels: below this no face can be told from noise
 MAX_PIXELS = 80_000_000  # below Pillow's own warning line; a 30,000 x 30,000 picture would need 2.7 GB
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
-DAMAGED = (OSError, SyntaxError, ValueError, RuntimeError, LookupError, ArithmeticError, TypeError, struct.error)
-"""What Pillow's decoders raise on damaged data."""
+DAMAGED = (
+    OSError, SyntaxError, ValueError, RuntimeError, LookupError, ArithmeticError, TypeError, AssertionError,
+    struct.error,
+)  # fmt: skip
+"""What Pillow's decoders raise on damaged data, and on pictures that are closed."""
 FULL_SCALES = (2**8 - 1, 2**16 - 1, 2**24 - 1, 2**31 - 1, 2**32 - 1)
 """What white may be in a picture of 32-bit whole numbers: the least of these that no pixel goes beyond."""
 HIGHLIGHTS = 4.0

@@ -21,8 +21,8 @@ ROUNDING = 1e-3
 def pixels_from(picture: Any, name: str) -> UInt8[np.ndarray, "H W 3"]:
     """RGB pixels of a PIL image, or of a numpy, JAX or PyTorch array or a list.
 
-    Arrays are grey, RGB or RGBA (laid on white), [H W], [H W c] or [c H W], with further axes of length 1; uint8,
-    uint16, other whole numbers from 0 to 255, or floats from 0 to 1.
+    Arrays are grey, RGB or RGBA (laid on white), [H W], [H W c] or [c H W], behind axes of length 1; uint8,
+    other whole numbers from 0 to 255, uint16 that goes beyond (white is 65535), or floats from 0 to 1.
 
     Raises InputError: anything else, a side under 16 px, or over 80 million pixels.
     """
@@ -52,12 +52,16 @@ def mask_from(mask: Any, name: str) -> Bool[np.ndarray, "H W"]:
         array = array_from(mask, name, MASK)
         if array.ndim != 2:
             array = _channels_last(array, name)
-            if array.shape[2] == 4 or np.any(array != array[:, :, :1]):
+            if array.shape[2] == 4:  # transparent is not marked
+                return mask_from(Image.fromarray(_eight_bits(array, name, MASK)), name)
+            if np.any(array != array[:, :, :1]):
                 raise InputError(f"{name}: a mask is [H W], this is {list(array.shape)}, of channels that differ")
             array = array[:, :, 0]
         if array.dtype == bool:
             marked = array
-        elif array.size and (array.max() <= 1 or is_floating(array)):
+        elif not array.size:
+            marked = np.zeros(array.shape, bool)
+        elif array.max() <= 1 or is_floating(array):
             marked = _within(array, 1, name, MASK) >= 0.5
         else:
             marked = pictures.lighter_than_grey(_eight_bits(array, name, MASK), name)
@@ -105,8 +109,8 @@ def _eight_bits(array: np.ndarray, name: str, wanted: str) -> np.ndarray:
         return array
     if is_floating(array):
         return (_within(array, 1, name, wanted) * 255).round().astype(np.uint8)
-    if array.dtype == np.uint16:
-        return (array // 257).astype(np.uint8)
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2 and array.max() > 255:
+        return (array.astype(np.float32) / 257).round().astype(np.uint8)
     if array.dtype.kind not in "iu":
         raise InputError(f"{name}: pixels of {array.dtype} cannot be meant: give {wanted}")
     return _within(array, 255, name, wanted).astype(np.uint8)

@@ -86,7 +86,8 @@ def write_video(
       audio: samples in [-1, 1] (clipped there), mono or one or two channels last.
       crf: x264's constant quality; lower is better and larger.
 
-    Raises: InputError where the file cannot be written; ValueError for no frame, or audio that is not finite.
+    Raises: InputError where the file cannot be written, or frames are too wide or high for H.264; ValueError for no
+    frame, or audio that is not finite.
     """
     path = check_video_path(path)
     if audio is not None:
@@ -104,7 +105,7 @@ def write_video(
             frame = av.VideoFrame.from_ndarray(_even(pixels), format="rgb24")
             frame.pts = index
             frame = frame.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED)
-            container.mux(video.encode(frame))
+            container.mux(_encoded(video, frame, path))
             if sound is not None:  # the sound under this frame follows it: neither track waits in memory
                 until = (index + 1) * sample_rate // fps
                 written = _mux_sound(container, sound, audio, written, until)
@@ -132,6 +133,13 @@ def written_size(height: int, width: int) -> tuple[int, int]:
 def _even(pixels: np.ndarray) -> np.ndarray:
     height, width, _ = pixels.shape
     return np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def _encoded(video, frame: av.VideoFrame, path: pathlib.Path) -> list:
+    try:
+        return video.encode(frame)
+    except av.error.ExternalError as fault:  # x264 refuses
+        raise InputError(f"{path}: H.264 takes no video of {frame.width}x{frame.height}") from fault
 
 
 def _add_video(container, shape: tuple[int, ...], fps: int, crf: int):

@@ -234,6 +234,10 @@ class Wav2Vec2(nnx.Module):
         return rearrange(jnp.concatenate([x[None], states]), "l b t d -> b t l d")
 
 
+MOMENT_FRAMES = 2**18
+"""Frames that `first_conv_moments` holds at a time, 80 s of sound."""
+
+
 def normalise(waveform: Float[Array | np.ndarray, "... n"]) -> Float[Array | np.ndarray, "... n"]:
     """Zero mean and unit variance over time, as wav2vec2's feature extractor does (epsilon 1e-7 inside the root).
 
@@ -253,9 +257,13 @@ def first_conv_moments(
     """
     conv = model.convs[0]
     kernel = np.asarray(conv.kernel[...], np.float64)[:, 0]  # [k c]
-    frames = np.lib.stride_tricks.sliding_window_view(waveform, len(kernel))[:: conv.stride].astype(np.float64)
-    mean = frames.mean(0)
-    covariance = frames.T @ frames / len(frames) - np.outer(mean, mean)
+    frames = np.lib.stride_tricks.sliding_window_view(waveform, len(kernel))[:: conv.stride]
+    total, products = np.zeros(len(kernel)), np.zeros((len(kernel), len(kernel)))
+    for first in range(0, len(frames), MOMENT_FRAMES):
+        part = frames[first : first + MOMENT_FRAMES].astype(np.float64)
+        total, products = total + part.sum(0), products + part.T @ part
+    mean = total / len(frames)
+    covariance = products / len(frames) - np.outer(mean, mean)
     variance = np.einsum("ic,ij,jc->c", kernel, covariance, kernel)
     return jnp.asarray(mean @ kernel, jnp.float32), jnp.asarray(np.maximum(variance, 0), jnp.float32)
 

@@ -128,12 +128,12 @@ class Avatar:
         voices = [read_voice(speaker.audio, f"voice {i + 1}", seconds) for i, speaker in enumerate(speakers)]
         longest = max(map(len, voices), default=0) / SAMPLE_RATE
         frames = num_frames(longest if seconds is None else seconds)
+        plan_windows(1, window, overlap)  # a bad window is known before the long work
         check_memory(config, frames, len(voices), window)
         for i, heard in enumerate(voices, 1):
             for remark in sound.remarks(heard, f"voice {i}"):
                 log.warning("%s", remark)
         latent_frames = -(-(config.lead_in + frames - 1) // config.vae.temporal_stride) + 1
-        plan_windows(latent_frames, window, overlap)  # a bad window is known before the long work
         masks = []
         if speakers:
             given = [speaker.mask for speaker in speakers]

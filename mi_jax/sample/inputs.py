@@ -30,8 +30,8 @@ class Speaker:
     """A voice, and the region of the portrait that it moves.
 
     audio: a file that FFmpeg reads, or samples at 16 kHz (`data.samples.samples_from` says which kinds).
-    mask: a picture file, or a picture or array of the portrait's size (`data.pixels.mask_from` says which kinds); white
-      or True is the face. None: it is looked for.
+    mask: a picture file, or a picture or array (`data.pixels.mask_from` says which kinds) that lies on the portrait, and
+      is resized to it; white or True is the face. None: it is looked for.
     """
 
     audio: Sound
@@ -43,14 +43,14 @@ Portrait = Any
 
 
 def sounds(audio: Any) -> list[Any]:
-    """One entry per sound: of a list of sounds, of a single one, of None. A list of numbers is one sound."""
+    """One entry per sound: of a list of sounds, of a single one, of None. A list that holds numbers is one sound."""
     if audio is None:
         return []
     single = isinstance(audio, PathLike | bytes | Mapping) or hasattr(audio, "shape") or not isinstance(audio, Iterable)
     if single:
         return [audio]
     audio = list(audio)
-    return [audio] if audio and isinstance(audio[0], numbers.Number) else audio
+    return [audio] if any(isinstance(item, numbers.Number) for item in audio) else audio
 
 
 def read_speakers(speakers: Any) -> list[Speaker]:
@@ -97,8 +97,9 @@ def check_options(*, face_model: Any, progress: Any) -> None:
 
 def num_frames(seconds: float) -> int:
     """Video frames of a sound: seconds x 25, rounded, at least one."""
-    if fault_of(Seconds, seconds, ""):
-        raise InputError(f"a video of {seconds} seconds cannot be made")
+    fault = fault_of(Seconds, seconds, "seconds")
+    if fault:
+        raise InputError(fault)
     return max(1, round(seconds * FPS))
 
 
@@ -121,7 +122,8 @@ def find_masks(
     """
     found, origin = faces.face_masks(portrait, len(masks), masks, model_path=face_model)
     fit_masks(found, *config.padded_size)  # what is wrong with them is said first, and alone
-    if any(mask is None or isinstance(mask, PathLike) for mask in masks):
+    told = [mask is None or isinstance(mask, PathLike) for mask in masks]
+    if any(told) or "resized" in origin:
         whole = masks[0] is None and bool(found.all())
         log.log(logging.WARNING if whole else logging.INFO, origin)
     return found
@@ -138,7 +140,7 @@ def fit_masks(masks: Sequence[np.ndarray] | np.ndarray, height: int, width: int)
         if not mask.any():
             raise InputError(
                 f"voice {number}: its face lies outside the part of the portrait that a video of {width}x{height} "
-                "shows; give another height and width, or crop the portrait"
+                "shows, or is too small there; give another height and width, or crop the portrait"
             )
     return fitted
 
@@ -146,8 +148,10 @@ def fit_masks(masks: Sequence[np.ndarray] | np.ndarray, height: int, width: int)
 def read_voice(audio: Sound, name: str, seconds: float | None = None) -> Float32[np.ndarray, " n"]:
     """Mono samples at 16 kHz of a file, or of samples at 16 kHz, which are called `name` in messages.
 
-    Of more than `seconds` only these. Raises InputError: see `read_audio` and `samples_from`.
+    Of more than `seconds` only these, but a video frame's at least. Raises InputError: see `read_audio` and
+    `samples_from`.
     """
+    seconds = None if seconds is None else max(seconds, 1 / FPS)
     if isinstance(audio, PathLike):
         return sound_files.read_audio(audio, seconds=seconds)
     samples = mono(samples_from(audio, name))

@@ -1,11 +1,13 @@
 """Orbax checkpoints of a run: its state and its place in the data, written in the background, found after a kill."""
 
 import contextlib
+import gc
 import json
 import logging
 import math
 import pathlib
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -93,7 +95,8 @@ def restore(checkpoints: ocp.training.Checkpointer, target: TrainState) -> tuple
     for checkpoint in reversed(checkpoints.checkpoints):
         fault, found = None, None
         try:
-            found = _read(checkpoints, checkpoint, target)
+            with _quiet():
+                found = _read(checkpoints, checkpoint, target)
         except InputError:
             raise
         except Exception as error:  # whatever Orbax and TensorStore raise on damaged files
@@ -118,7 +121,7 @@ def _read(checkpoints: ocp.training.Checkpointer, checkpoint: Any, target: Train
     check_leaves(saved.metadata, wanted, str(checkpoint.path))
     notes = {name: json.loads(note) for name, note in (saved.custom_metadata or {}).items()}
     if "data" not in notes:
-        raise InputError(f"{checkpoint.path}: does not say how far the data was read; an older version wrote it")
+        raise ValueError("does not say how far the data was read")
     loaded = checkpoints.load_checkpointables(checkpoint, {"state": wanted})["state"]
     state = jax.tree.unflatten(jax.tree.structure(target), [loaded[name] for name in names])
     _hold_against(notes.get(PRINTS), dict(zip(leaves, words(fingerprints(state)), strict=True)))
@@ -168,14 +171,14 @@ def check(run: str | pathlib.Path) -> Iterator[tuple[str, int, str | None]]:
     for checkpoint in found:
         count, fault = 0, None
         try:
-            saved = ocp.metadata(checkpoint.path)
+            saved = _metadata(checkpoint.path)
             prints, count = _prints_of(saved), len(saved.metadata)
             if prints and prints.keys() != saved.metadata.keys():
                 raise ValueError("holds other leaves than were saved")
             for _ in read_leaves(checkpoint.path, {n: (tuple(x.shape), x.dtype) for n, x in saved.metadata.items()}):
                 pass
         except Exception as error:
-            fault = _one_line(error)
+            fault = _one_line(error).removeprefix(f"{checkpoint.path}: damaged (").removesuffix(")")
         yield str(checkpoint.path), count, fault
 
 
@@ -183,11 +186,31 @@ def check(run: str | pathlib.Path) -> Iterator[tuple[str, int, str | None]]:
 def _undamaged(path: Any) -> Iterator[None]:
     """Whatever Orbax raises over a checkpoint becomes an InputError: its files are not as they were written."""
     try:
-        yield
+        with _quiet():
+            yield
     except (InputError, jax.errors.JaxRuntimeError):  # the latter: a device's memory
         raise
     except Exception as fault:
         raise InputError(f"{path}: damaged ({_one_line(fault)})") from fault
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Of a leaf that cannot be read, the tasks that read the others say so, too, long after it was said."""
+    loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
+    before, hook = [logger.level for logger in loggers], sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    except Exception:
+        gc.collect()  # so that all of them say so now
+        raise
+    finally:
+        sys.unraisablehook = hook
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _metadata(path: Any) -> Any:
@@ -213,7 +236,8 @@ def read_leaves(path: Any, leaves: Mapping[str, tuple[tuple[int, ...], Any]]) ->
     """
     on_host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     saved = _metadata(path)
-    prints, others = _prints_of(saved), dict.fromkeys(saved.metadata, ocp.PLACEHOLDER)
+    with _undamaged(path):
+        prints, others = _prints_of(saved), dict.fromkeys(saved.metadata, ocp.PLACEHOLDER)
     for names in _groups({name: _bytes(*leaf) for name, leaf in leaves.items()}):
         wanted = {name: jax.ShapeDtypeStruct(*leaves[name], sharding=on_host) for name in names}
         with _undamaged(path):
@@ -242,8 +266,13 @@ def _bytes(shape: tuple[int, ...], dtype: Any) -> int:
 
 
 def _prints_of(saved: Any) -> dict[str, str] | None:
-    """The fingerprints in a checkpoint's metadata; None in one of before."""
-    return json.loads((saved.custom_metadata or {}).get(PRINTS, "null"))
+    """The fingerprints in a checkpoint's metadata; None in one of before.
+
+    Raises ValueError where there is nothing of what every checkpoint says beside its leaves.
+    """
+    if not saved.custom_metadata:
+        raise ValueError("does not say what was saved")
+    return json.loads(saved.custom_metadata.get(PRINTS, "null"))
 
 
 def _one_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Key
 
-from mi_jax.avatar.folders import load_part, part_config
+from mi_jax.avatar.folders import load_part, part_config, shipped_models
 from mi_jax.bounds import Batch, LatentFrames, Positive, Share, Shift, Weight, Within, check_fields
 from mi_jax.conditions import Conditions
 from mi_jax.data.batches import batches
@@ -42,8 +42,8 @@ class CurriculumObjective:
     records: str | tuple[str, ...]
     """Folder of feature records (`mi-jax prepare`), or several, taken as one."""
     init_from: str | None = None
-    """A finished run whose averaged parameters this one starts from, or a model folder; leaves it lacks (audio)
-    keep their initial values."""
+    """A finished run whose averaged parameters this one starts from, a shipped model or a model folder; leaves it lacks
+    (audio) keep their initial values."""
     shift: Shift = 3.0
     sigma_scale: Positive = 1.0
     """Spread of the noise levels, before the shift (`sample_sigma`)."""
@@ -85,7 +85,9 @@ class CurriculumObjective:
         return sharded_init(lambda key: DiT(self.dit, rngs=nnx.Rngs(key)), key)
 
     def warm_start(self, model: DiT) -> DiT:
-        return model if self.init_from is None else start_from(model, self.init_from, "dit")
+        if self.init_from is None:
+            return model
+        return start_from(model, shipped_models().get(self.init_from, self.init_from), "dit")
 
     def dataset(self, seed: int, share: int = 0, shares: int = 1) -> grain.MapDataset:
         """Batches of windows, any step of which can be drawn on its own; the mixture of lengths is fixed by
@@ -175,7 +177,10 @@ class CurriculumObjective:
     def shows(self) -> bool:
         """Whether a VAE is named that decodes samples. Raises InputError where it is not there."""
         if self.sample_vae is not None:
-            part_config(self.sample_vae, "vae")
+            try:
+                part_config(self.sample_vae, "vae")
+            except InputError as fault:
+                raise InputError(f"sample_vae, which decodes samples: {fault}") from None
         return self.sample_vae is not None
 
     def sample(self, model: DiT, batch: dict[str, Array], key: Key[Array, ""]) -> dict[str, Array]:
@@ -227,7 +232,10 @@ def _open_records(folders: Sequence[str], longest: int, mid_clip: float) -> list
             raise InputError(f"{folder}: its records differ in the size of {mixed[0]}; a batch needs one size")
         frames = source.leaves["latents"]["shape"][0]
         if frames is not None and frames < longest:
-            raise InputError(f"{folder}: its clips have {frames} latent frames, a window {longest}")
+            raise InputError(
+                f"{folder}: its clips have {frames} latent frames, a window {longest}; prepare longer clips (mi-jax "
+                "prepare --seconds), or give shorter windows (--objective.windows)"
+            )
         if frames == longest and mid_clip > 0:
             raise InputError(
                 f"{folder}: its clips have {frames} latent frames, as many as a window: none could start later, as "

@@ -1,5 +1,7 @@
 """Pictures, masks and videos in memory: what can be meant is understood the same way, the rest is one line."""
 
+import io
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,6 +25,8 @@ PICTURES = {
     "a list": RGB.tolist(),
     "int64": RGB.astype(np.int64),
     "uint16": RGB.astype(np.uint16) * 257,
+    "uint16 of the other byte order": (RGB.astype(np.uint16) * 257).astype(">u2"),
+    "uint16 of bytes": RGB.astype(np.uint16),
     "opaque RGBA": np.concatenate([RGB, np.full((20, 24, 1), 255, np.uint8)], axis=2),
     "not contiguous": np.asfortranarray(RGB),
 }
@@ -55,6 +59,13 @@ def test_torch_is_understood():
     np.testing.assert_array_equal(frames_from(frames, "video"), np.stack([RGB, RGB]))
 
 
+def closed_picture() -> Image.Image:
+    file = io.BytesIO()
+    Image.fromarray(RGB).save(file, "png")
+    with Image.open(file) as image:
+        return image
+
+
 @pytest.mark.parametrize(
     ("picture", "said"),
     [
@@ -72,6 +83,8 @@ def test_torch_is_understood():
         (RGB[None, :1], "portrait: 24x1 is too small"),
         (RGB[:2], "portrait: 24x2 is too small"),
         (np.stack([RGB, RGB]), "portrait: [2, 20, 24, 3] cannot be meant"),
+        (jnp.ones((20, 24), jnp.int4), "portrait: pixels of int4 cannot be meant"),
+        (closed_picture(), "portrait: cannot be read ("),
         (RGB[:, :0], "portrait: [20, 0, 3] cannot be meant"),
         (np.zeros((20, 24, 7)), "portrait: [20, 24, 7] cannot be meant"),
         (np.broadcast_to(np.uint8(0), (10_000, 10_000, 3)), "portrait: 10000x10000 is too large"),
@@ -96,6 +109,9 @@ MASKS = {
     "RGB": np.stack([GREY] * 3, -1),
     "one channel": MASK[:, :, None],
     "channels first": MASK[None],
+    "uint16": MASK.astype(np.uint16) * 255,
+    "RGBA, opaque": np.stack([GREY] * 3 + [np.full_like(GREY, 255)], -1),
+    "RGBA, transparent where nothing is marked": np.stack([MASK.astype(np.uint8) * 255] * 4, -1),
     "a list": MASK.tolist(),
     "PIL": Image.fromarray(GREY),
     "PIL of two colours": Image.fromarray(MASK),

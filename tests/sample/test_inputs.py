@@ -73,6 +73,18 @@ def test_what_can_be_meant_is_understood(avatar, video, kind):
     np.testing.assert_array_equal(animate(avatar, **UNDERSTOOD[kind]), video)
 
 
+def test_a_moment_is_a_frame(avatar, caplog):
+    """However short: with the sound of one frame, not with none, which would be remarked."""
+    assert animate(avatar, seconds=1e-5).shape == (1, 32, 32, 3)
+    assert not caplog.records
+
+
+def test_a_mask_of_another_size_is_said(avatar, caplog):
+    with caplog.at_level("INFO", "mi_jax"):
+        animate(avatar, speakers=[Speaker(SOUND, MASK.T)])
+    assert "face mask: given (mask 1 resized from 40x48 to 48x40)" in caplog.text
+
+
 def test_speakers_of_every_kind(files):
     """Without a mask their faces are looked for."""
     path = files / "speech.wav"
@@ -109,9 +121,10 @@ REFUSED = [
     ({"guidance_text": np.nan}, "AvatarConfig.guidance_text is nan"),
     ({"height": 32.0}, "AvatarConfig.height is 32.0, must be a whole number"),
     ({"width": [32]}, "AvatarConfig.width is [32]"),
-    ({"seconds": "3"}, "a video of 3 seconds cannot be made"),
-    ({"seconds": datetime.timedelta(seconds=3)}, "a video of"),
-    ({"seconds": np.inf}, "a video of inf seconds cannot be made"),
+    ({"seconds": "3"}, "seconds is '3', must be a number"),
+    ({"seconds": datetime.timedelta(seconds=3)}, "seconds is datetime"),
+    ({"seconds": np.inf}, "seconds is inf, must be a finite number"),
+    ({"window": "33"}, "window is '33', must be a whole number"),
     ({"window": 9.0}, "window is 9.0, must be a whole number"),
     ({"overlap": "8"}, "overlap is '8', must be a whole number"),
     ({"overlap": None}, "overlap is None, must be a whole number"),

@@ -127,7 +127,9 @@ def numbers_of(checkpoint):
 
 
 @others_are_cut_off
-@pytest.mark.parametrize("kind", ["another number", "cut short", "a file less", "empty", "nothing but a folder"])
+@pytest.mark.parametrize(
+    "kind", ["another number", "cut short", "a file less", "empty", "nothing said of it", "nothing but a folder"]
+)
 def test_a_damaged_checkpoint_is_said_and_an_older_one_taken(begun, kind, tmp_path, caplog):
     settings, folder, expected = begun
     run = shutil.copytree(folder, tmp_path / "run")
@@ -144,6 +146,8 @@ def test_a_damaged_checkpoint_is_said_and_an_older_one_taken(begun, kind, tmp_pa
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     elif kind == "a file less":
         numbers_of(newest).unlink()
+    elif kind == "nothing said of it":
+        next(newest.rglob("_CHECKPOINT_METADATA")).write_bytes(b"")
     elif kind == "empty":
         shutil.rmtree(newest)
         newest.mkdir()
@@ -153,7 +157,7 @@ def test_a_damaged_checkpoint_is_said_and_an_older_one_taken(begun, kind, tmp_pa
         state = train(settings, run)
     assert digests(state) == digests(expected)
     assert "damaged, an older checkpoint is looked for" in caplog.text
-    assert [p.name for p in (run / "damaged").iterdir()] == ["99" if kind.startswith("nothing") else "8"]
+    assert [p.name for p in (run / "damaged").iterdir()] == ["99" if kind.startswith("nothing but") else "8"]
     assert [int(row["step"]) for row in rows(run)] == [4, 8, 12]
 
 
@@ -167,6 +171,12 @@ def test_check_names_what_is_damaged(begun, tmp_path, capsys):
     told = capsys.readouterr()
     assert [": damaged (" in line for line in told.out.splitlines()] == [False, True]
     assert told.err.strip() == f"mi-jax: error: {run}: 1 damaged checkpoint"
+    assert told.out.count(str(run)) == 2
+    with pytest.raises(InputError, match=r"checkpoints/8: damaged \("):  # also for those that take its averages
+        load_ema_state(run)
+    next((run / "checkpoints" / "4").rglob("_CHECKPOINT_METADATA")).write_bytes(b"")
+    assert cli.main(["check", str(run)]) == 2
+    assert capsys.readouterr().out.count(": damaged (") == 2
     assert cli.main(["check", str(tmp_path)]) == 2
 
 
