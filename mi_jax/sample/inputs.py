@@ -30,8 +30,8 @@ class Speaker:
     """A voice, and the region of the portrait that it moves.
 
     audio: a file that FFmpeg reads, or samples at 16 kHz (`data.samples.samples_from` says which kinds).
-    mask: a picture file, or a picture or array (`data.pixels.mask_from` says which kinds) that lies on the portrait, and
-      is resized to it; white or True is the face. None: it is looked for.
+    mask: a picture file, or a picture or array (`data.pixels.mask_from` says which kinds) that lies on the portrait,
+      and is resized to it; white or True is the face. None: it is looked for.
     """
 
     audio: Sound
