@@ -13,6 +13,7 @@ from tiny_avatar import draw_weights
 from tiny_dit import velocity
 from tiny_records import TINY, record
 
+from mi_jax.avatar.folders import load_part
 from mi_jax.data.records import write_records
 from mi_jax.errors import InputError
 from mi_jax.models.audio_encoder import cut_audio
@@ -223,6 +224,12 @@ def test_warm_start_keeps_stage_1_and_adds_audio(tmp_path, monkeypatch):
     wider = dataclasses.replace(TINY, width=48, rope_axes=(8, 8, 8))
     with pytest.raises(InputError, match="the model wants"):
         at_start(CurriculumObjective(dit=wider, records="", init_from="stage1"), jax.random.key(6))
+
+
+def test_a_shipped_model_is_started_from_by_its_name():
+    shipped = load_part("puppet", "dit")
+    started = at_start(CurriculumObjective(dit=shipped.config, records="", init_from="puppet"), jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(started), nnx.state(shipped))
 
 
 def test_stage_2_at_13b_and_720p_is_traced_without_an_array():
