@@ -22,9 +22,10 @@ from mi_jax.commands.export import export
 from mi_jax.commands.plan import plan
 from mi_jax.commands.prepare import prepare
 from mi_jax.commands.puppets import puppets
-from mi_jax.commands.terminal import INTERRUPTED, parsed, quit_on_interrupt
+from mi_jax.commands.terminal import parsed
 from mi_jax.commands.train import train
 from mi_jax.errors import InputError
+from mi_jax.interrupts import INTERRUPTED
 from mi_jax.memory import claim_gpu_memory
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
@@ -76,7 +77,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def entry() -> None:
     """The console script."""
     _open_streams()
-    quit_on_interrupt()
     try:
         code = main()
         sys.stdout.flush()

@@ -430,8 +430,8 @@ def test_a_missing_library_of_the_puppets_is_named():
 def test_ctrl_c_while_starting_ends_at_once_with_130():
     """Imports and callbacks may lose an exception; before the work begins there is nothing to tidy up."""
     script = (
-        "import os, signal, sys\nfrom mi_jax import cli\nfrom mi_jax.commands import terminal\n"
-        "terminal.quit_on_interrupt()\n"
+        "import os, signal, sys\nfrom mi_jax import cli\nfrom mi_jax import interrupts\n"
+        "interrupts.quit_on_interrupt()\n"
         "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    import time; time.sleep(30)\n"
         "except BaseException:\n    pass\nprint('went on')\n"
     )
@@ -440,12 +440,12 @@ def test_ctrl_c_while_starting_ends_at_once_with_130():
 
 
 def test_ctrl_c_at_work_is_an_exception_and_code_130(monkeypatch, capsys):
-    from mi_jax.commands import terminal
+    from mi_jax import interrupts
 
     before = signal.getsignal(signal.SIGINT)
     try:
-        terminal.quit_on_interrupt()
-        terminal.work_begins()
+        interrupts.quit_on_interrupt()
+        interrupts.work_begins()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     finally:

@@ -7,8 +7,8 @@ import tyro
 
 from mi_jax.bounds import ClipSeconds, Count, Seed, Within, Workers
 from mi_jax.commands.puppets import drawing
-from mi_jax.commands.terminal import work_begins
 from mi_jax.errors import InputError
+from mi_jax.interrupts import work_begins
 
 
 def prepare(

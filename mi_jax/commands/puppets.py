@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import tyro
 
 from mi_jax.bounds import ClipSeconds, PuppetSize, Seed, Within
-from mi_jax.commands.terminal import work_begins
 from mi_jax.errors import InputError
+from mi_jax.interrupts import work_begins
 
 
 @contextlib.contextmanager

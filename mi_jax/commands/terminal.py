@@ -4,11 +4,8 @@ import contextlib
 import functools
 import inspect
 import io
-import os
 import re
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,27 +13,7 @@ import tyro
 
 from mi_jax.bounds import Pixels, fault_of, hints_of
 from mi_jax.errors import InputError
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
-
-
-def quit_on_interrupt() -> None:
-    """Until `work_begins`, Ctrl-C ends the process at once: there is nothing to tidy up yet, and an exception may be
-    lost in the many imports and callbacks of a start."""
-
-    def quit_now(*_) -> None:
-        os.write(2, b"mi-jax: interrupted\n")
-        os._exit(INTERRUPTED)
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, quit_now)
-
-
-def work_begins() -> None:
-    """From here on Ctrl-C is a KeyboardInterrupt: what is half-written is removed, a checkpoint under way finished."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+from mi_jax.interrupts import work_begins
 
 
 def parsed(command: Callable[..., None]) -> Callable[[Sequence[str]], None]:

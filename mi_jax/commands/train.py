@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mi_jax.caches import share_programs
-from mi_jax.commands.terminal import parsing, take_option, work_begins
+from mi_jax.commands.terminal import parsing, take_option
 from mi_jax.errors import InputError
+from mi_jax.interrupts import work_begins
 
 
 def train(argv: Sequence[str]) -> None:
