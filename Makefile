@@ -36,8 +36,8 @@ test: $(VENV)/.installed-test
 test-long: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist load -m long
 
-# Media, models, sampling and training on the newest Python that is here, if it is newer than the one that `make test` takes.
-# PyTorch need not have a build for it: the parity tests are left out.
+# Media, models, sampling and training on the newest Python that is here, if it is newer than the one that `make test`
+# takes. PyTorch need not have a build for it: the parity tests are left out.
 test-newest: $(BIN)/python
 	@version=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
 	newest=$$(.ci/newest-python $$version); \

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def entry() -> None:
-    """The console script."""
+    """What `__main__` runs, after it has taken Ctrl-C in hand."""
     _open_streams()
     try:
         code = main()
@@ -93,6 +93,7 @@ def entry() -> None:
 
 
 def _stdout_fails() -> bool:
+    """Whether the fault is that of the standard output, and not of a file that a command writes."""
     try:
         print(flush=True)
     except OSError:

@@ -439,6 +439,18 @@ def test_ctrl_c_while_starting_ends_at_once_with_130():
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "mi-jax: interrupted\n")
 
 
+def test_ctrl_c_is_taken_in_hand_before_the_large_imports():
+    script = (
+        "import signal, sys, types\nfrom mi_jax import __main__ as script\n"
+        "assert not {'numpy', 'jax', 'tyro', 'mi_jax.cli'} & sys.modules.keys()\n"
+        "cli = types.ModuleType('mi_jax.cli')\n"
+        "cli.entry = lambda: print(signal.getsignal(signal.SIGINT).__name__)\n"
+        "sys.modules['mi_jax.cli'] = cli\nscript.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "quit_now\n", "")
+
+
 def test_ctrl_c_at_work_is_an_exception_and_code_130(monkeypatch, capsys):
     from mi_jax import interrupts
 

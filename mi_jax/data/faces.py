@@ -35,9 +35,8 @@ def face_masks(
 ) -> tuple[Bool[np.ndarray, "s H W"], str]:
     """One mask per speaker at the size of `portrait`, and a sentence that says where they came from.
 
-    Given masks (one per speaker, of another size: resized) come first. Else the faces that
-    MediaPipe finds, largest first, ordered left to right like the speakers. Else, for a single speaker, the whole
-    picture.
+    Given masks (one per speaker, of another size: resized) come first. Else the faces that MediaPipe finds, largest
+    first, ordered left to right like the speakers. Else, for a single speaker, the whole picture.
 
     Args:
       model_path: a detector model of MediaPipe's Face Detector task; by default as `detector.find_detector` says.

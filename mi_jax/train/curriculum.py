@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Key
 
 from mi_jax.avatar.folders import load_part, part_config, shipped_models
@@ -28,7 +27,15 @@ from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.tiling import decode_latents
 from mi_jax.models.vae import VAE
 from mi_jax.train.checkpoints import start_from
-from mi_jax.train.flow import Velocity, adaptive_loss, base_loss, condition_dropout, motion_loss, squared_error
+from mi_jax.train.flow import (
+    Velocity,
+    adaptive_loss,
+    base_loss,
+    condition_dropout,
+    motion_loss,
+    per_example,
+    squared_error,
+)
 from mi_jax.train.state import sharded_init
 from mi_jax.train.windows import cut_window, draw_windows, stack_clips
 
@@ -201,9 +208,7 @@ def _euler(velocity: Velocity, noise: Array, conditions: Conditions | None, shif
     sigmas = sigma_schedule(20, shift)
 
     def step(x, pair):
-        sigma = jnp.broadcast_to(pair[0], x.shape[:1])
-        sigma = sigma if spec_of(x) is None else jax.reshard(sigma, P(spec_of(x)[0]))
-        return euler_step(x, velocity(x, sigma, conditions), *pair), None
+        return euler_step(x, velocity(x, per_example(pair[0], x), conditions), *pair), None
 
     return jax.lax.scan(step, noise, (sigmas[:-1], sigmas[1:]))[0]
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from mi_jax.diffusion import clean_from_velocity, euler_step, shift_sigma
+from mi_jax.train.flow import per_example
 
 FLOOR = 1e-5
 """Of the normaliser of a gradient: where teacher and student agree to rounding, their difference is noise."""
@@ -33,7 +34,7 @@ def roll_out(
     """The clean latents that the student takes for its result at step `exit_step` of its own Euler sampler.
 
     Only that step is differentiated, and no other is computed in vain: the steps before it are a loop with a traced
-    number of trips. On a mesh all hosts must draw the same step.
+    number of trips. On a mesh every device must draw the same step.
 
     Args:
       sigmas: the student's levels from 1 to 0 (`diffusion.sigma_schedule`).
@@ -42,11 +43,11 @@ def roll_out(
     frozen = jax.lax.stop_gradient(student)
 
     def step(i, latents):
-        u = frozen(latents, jnp.full(latents.shape[:1], sigmas[i]), conditions)
+        u = frozen(latents, per_example(sigmas[i], latents), conditions)
         return euler_step(latents, u.astype(latents.dtype), sigmas[i], sigmas[i + 1])
 
     latents = jax.lax.stop_gradient(jax.lax.fori_loop(0, exit_step, step, noise))
-    sigma = jnp.full(latents.shape[:1], sigmas[exit_step])
+    sigma = per_example(sigmas[exit_step], latents)
     return clean_from_velocity(latents, student(latents, sigma, conditions).astype(latents.dtype), sigma)
 
 

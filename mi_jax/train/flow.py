@@ -4,12 +4,21 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Key
 
 from mi_jax.conditions import Conditions
 from mi_jax.diffusion import add_noise, velocity_target
+from mi_jax.mesh import spec_of
 
 Velocity = Callable[[Float[Array, "b t h w c"], Float[Array, "b"], Conditions], Float[Array, "b t h w c"]]
+
+
+def per_example(sigma: Float[Array, ""], latents: Float[Array, "b t h w c"]) -> Float[Array, "b"]:
+    """A noise level for each example, spread over a mesh as the examples are."""
+    sigma = jnp.broadcast_to(sigma, latents.shape[:1])
+    spec = spec_of(latents)
+    return sigma if spec is None else jax.reshard(sigma, P(spec[0]))
 
 
 def squared_error(

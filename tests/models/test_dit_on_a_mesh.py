@@ -67,19 +67,22 @@ def test_a_spread_denoiser_equals_a_whole_one(config, data, seq, ulysses):
         assert np.linalg.norm(np.asarray(other) - one) < 1e-5 * max(np.linalg.norm(one), 1e-2 * total)
 
 
+TAPS = (("double", 0), ("single", 3))
+
+
+def beside_a_reference(model, x, sigma, told):
+    """The velocity of two frames beside a third that is a reference, and hidden states."""
+    embedded = model.embed(x[:, :2], sigma, told, extra_latents=x[:, 2:], extra_times=jnp.asarray([-1.0]))
+    video, hidden = model.trunk(*embedded, TAPS)
+    return model.unembed(video, embedded[2], x[:, :2], sigma, told), hidden
+
+
 def test_references_and_taps_on_a_mesh():
     """12 video tokens and 6 of a reference on 4 devices; the examples may also be whole on every device."""
     graph, params = nnx.split(random_dit(TALKS))
     x, sigma = latents_and_sigma(TALKS, b=2)
     given = x, sigma, conditions(TALKS).window(0, 2)
-    taps = (("double", 0), ("single", 3))
-
-    def run(params, x, sigma, told):
-        model = nnx.merge(graph, params)
-        embedded = model.embed(x[:, :2], sigma, told, extra_latents=x[:, 2:], extra_times=jnp.asarray([-1.0]))
-        video, hidden = model.trunk(*embedded, taps)
-        return model.unembed(video, embedded[2], x[:, :2], sigma, told), hidden
-
+    run = lambda params, *told: beside_a_reference(nnx.merge(graph, params), *told)  # noqa: E731
     u, hidden = jax.jit(run)(params, *given)
     mesh = make_mesh(data=2, seq=4)
     with jax.set_mesh(mesh):
@@ -88,7 +91,7 @@ def test_references_and_taps_on_a_mesh():
             placed = jax.tree.map(lambda leaf, spec=spec: jax.device_put(leaf, spec), given)
             got_u, got_hidden = jax.jit(run)(spread, *placed)
             assert np.linalg.norm(np.asarray(got_u) - u) < 1e-5 * np.linalg.norm(u)
-            for tap in taps:
+            for tap in TAPS:
                 assert got_hidden[tap].sharding.spec[1] == "seq"
                 np.testing.assert_allclose(np.asarray(got_hidden[tap])[:, :18], hidden[tap], rtol=1e-4, atol=1e-4)
 
@@ -100,15 +103,11 @@ def test_gradients_through_references_and_taps_on_a_mesh():
     graph, params = nnx.split(random_dit(TALKS))
     x, sigma = latents_and_sigma(TALKS, b=2)
     given = x, sigma, conditions(TALKS).window(0, 2)
-    taps = (("double", 0), ("single", 3))
 
-    def loss(params, x, sigma, told):
-        model = nnx.merge(graph, params)
-        embedded = model.embed(x[:, :2], sigma, told, extra_latents=x[:, 2:], extra_times=jnp.asarray([-1.0]))
-        video, hidden = model.trunk(*embedded, taps)
-        u = model.unembed(video, embedded[2], x[:, :2], sigma, told)
+    def loss(params, *told):
+        u, hidden = beside_a_reference(nnx.merge(graph, params), *told)
         real = lambda h: (jnp.arange(h.shape[1]) < 18).astype(h.dtype)[:, None]  # noqa: E731
-        read = sum(jnp.sum(jnp.sin(hidden[tap]) * real(hidden[tap])[None]) for tap in taps)
+        read = sum(jnp.sum(jnp.sin(hidden[tap]) * real(hidden[tap])[None]) for tap in TAPS)
         return jnp.mean(jnp.sin(u)) + read / 1000
 
     gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))

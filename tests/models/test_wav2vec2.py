@@ -143,7 +143,9 @@ def test_step_n_sees_the_sound_of_its_own_25_ms(pair):
     assert np.flatnonzero(np.any(features(waveform) != features(changed), axis=-1)).tolist() == [12]
 
 
-def test_moments_from_the_signal_equal_those_of_the_convolution(pair, voice):
+@pytest.mark.parametrize("at_a_time", [2**18, 1000])
+def test_moments_from_the_signal_equal_those_of_the_convolution(pair, voice, monkeypatch, at_a_time):
+    monkeypatch.setattr("mi_jax.models.wav2vec2.MOMENT_FRAMES", at_a_time)
     model, _ = pair
     waveform = normalise(voice)
     output = np.asarray(model.convs[0](jnp.asarray(waveform)[None, :, None]), np.float64)[0]

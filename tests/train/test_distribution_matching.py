@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from mi_jax.diffusion import add_noise, clean_from_velocity, euler_step, sigma_schedule, velocity_target
+from mi_jax.mesh import make_mesh
 from mi_jax.train.distribution_matching import (
     matching_gradient,
     matching_loss,
@@ -81,7 +83,7 @@ def test_levels_are_uniform_shifted_and_off_the_ends():
 
 def affine(params, x, sigma, conditions):
     """A student of two numbers at every level."""
-    return params["scale"] * x + params["offset"] * sigma.reshape(-1, 1, 1, 1, 1) + conditions
+    return params["scale"] * x + params["offset"] * sigma[:, None, None, None, None] + conditions
 
 
 @pytest.mark.parametrize("exit_step", [0, 1, 3])
@@ -123,6 +125,23 @@ def test_no_step_is_computed_in_vain():
         jax.effects_barrier()
         assert sorted(seen, reverse=True) == [round(float(s), 4) for s in sigmas[: step + 1]]
     assert run._cache_size() == 1
+
+
+def test_on_a_mesh_it_is_what_it_is_on_one_device():
+    sigmas, noise = sigma_schedule(4, 3.0), normal(0, (8, 2, 4, 4, 3))
+
+    def measured(params, noise, step):
+        x = roll_out(jax.tree_util.Partial(affine, params), noise, sigmas, step, jnp.float32(0.1))
+        gradient, mean = matching_gradient(x, 0.9 * x, 1.1 * x)
+        return matching_loss(restore_norm(x, noise), gradient).mean() + mean.mean()
+
+    params = {"scale": jnp.float32(0.3), "offset": jnp.float32(-0.2)}
+    run = jax.jit(jax.value_and_grad(measured))
+    expected = run(params, noise, jnp.int32(2))
+    with jax.set_mesh(make_mesh(data=4, seq=2)):
+        got = run(params, jax.device_put(noise, P("data")), jnp.int32(2))
+    for one, two in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
 def test_the_critics_loss_is_least_at_the_velocity_of_what_the_student_makes():

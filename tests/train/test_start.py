@@ -16,6 +16,7 @@ from mi_jax.errors import InputError
 from mi_jax.files import locked
 from mi_jax.mesh import make_mesh
 from mi_jax.train.checkpoints import load_ema_state, named_leaves, open_checkpoints, start_from
+from mi_jax.train.export import averaged_checkpoint
 from mi_jax.train.fingerprints import fingerprints, words
 from mi_jax.train.loop import train
 
@@ -159,6 +160,19 @@ def test_a_damaged_checkpoint_is_said_and_an_older_one_taken(begun, kind, tmp_pa
     assert "damaged, an older checkpoint is looked for" in caplog.text
     assert [p.name for p in (run / "damaged").iterdir()] == ["99" if kind.startswith("nothing but") else "8"]
     assert [int(row["step"]) for row in rows(run)] == [4, 8, 12]
+
+
+@pytest.mark.parametrize("together", [2**30, 200, 1])
+def test_averages_are_the_same_however_many_are_read_together(begun, monkeypatch, together):
+    """And in whatever order they are asked for."""
+    monkeypatch.setattr("mi_jax.train.checkpoints.READ_BYTES", together)
+    wanted = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(load_ema_state(begun[1]))}
+    tensors = averaged_checkpoint(begun[1]).tensors
+    assert tensors.keys() == wanted.keys()
+    names = sorted(tensors, key=lambda name: tensors[name].place)
+    for order in (names, names[::-1], names[1::2] + names[::2], [names[0]] * 2):
+        for name in order:
+            np.testing.assert_array_equal(tensors[name].read(), wanted[name][...], err_msg=name)
 
 
 @others_are_cut_off
