@@ -119,16 +119,29 @@ def _read_index(directory: pathlib.Path) -> dict[str, Any]:
     try:
         index = json.loads(path.read_text())
         for shard in index["shards"]:
-            path.with_name(shard["file"]), int(shard["bytes"])
+            if path.with_name(shard["file"]).name != shard["file"]:
+                raise ValueError("a shard lies elsewhere")
+            _check_numbers(shard["bytes"], shard["records"])
+        _check_numbers(index["count"])
         if index["count"] != sum(shard["records"] for shard in index["shards"]):
             raise ValueError("its counts do not add up")
         if not (isinstance(index["leaves"], dict) and isinstance(index["meta"], dict)):
             raise ValueError("its leaves or meta are no objects")
+        for leaf in index["leaves"].values():
+            _check_numbers(*(side for side in leaf["shape"] if side is not None))
+            if leaf["dtype"] is not None and not isinstance(leaf["dtype"], str):
+                raise ValueError("a leaf's dtype is no name")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {directory} is no folder of records") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not an index of records ({error})") from None
     return index
+
+
+def _check_numbers(*values: Any) -> None:
+    for value in values:
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{value!r} is no count")
 
 
 def _write_shards(

@@ -1,6 +1,7 @@
 import json
 import pathlib
 import pickle
+import re
 
 import grain
 import ml_dtypes
@@ -91,6 +92,32 @@ def test_a_missing_folder_index_or_shard_is_named(folder, tmp_path):
     (folder / "index.json").write_text('{"count": 3, "shards": [], "leaves": {}, "meta": {}}')
     with pytest.raises(InputError, match="counts do not add up"):
         RecordSource(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda index: index.update(count=10.0), "10.0 is no count"),
+        (lambda index: index.update(count=True), "True is no count"),
+        (lambda index: index["shards"][0].update(records=4.0), "4.0 is no count"),
+        (lambda index: index["shards"][0].update(bytes="9"), "'9' is no count"),
+        (lambda index: index["shards"][0].update(file="../" + index["shards"][0]["file"]), ""),
+        (lambda index: index["shards"][0].update(file=3), ""),
+        (lambda index: index["leaves"]["latents"].update(shape=[4.5]), "4.5 is no count"),
+        (lambda index: index["leaves"]["latents"].update(shape=None), ""),
+        (lambda index: index["leaves"]["latents"].update(dtype=[]), "a leaf's dtype is no name"),
+        (lambda index: index["leaves"].update(latents=3), ""),
+        (lambda index: index.update(shards={"a": 1}), ""),
+        (lambda index: index.update(leaves=[]), "no objects"),
+    ],
+)
+def test_an_index_of_other_kinds_is_one_line(folder, change, fault):
+    index = json.loads((folder / "index.json").read_text())
+    change(index)
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=rf"index\.json: not an index of records \(.*{re.escape(fault)}") as caught:
+        RecordSource(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_truncated_shard_is_named(folder):

@@ -18,7 +18,7 @@ from mi_jax.train.distribution_matching import (
     restore_norm,
     roll_out,
 )
-from mi_jax.train.flow import base_loss, squared_error
+from mi_jax.train.flow import base_loss, per_example, squared_error
 
 SHAPE = (64, 1, 2, 2, 1)
 
@@ -139,7 +139,9 @@ def test_on_a_mesh_it_is_what_it_is_on_one_device():
     run = jax.jit(jax.value_and_grad(measured))
     expected = run(params, noise, jnp.int32(2))
     with jax.set_mesh(make_mesh(data=4, seq=2)):
-        got = run(params, jax.device_put(noise, P("data")), jnp.int32(2))
+        spread = jax.device_put(noise, P("data"))
+        assert jax.typeof(per_example(sigmas[0], spread)).sharding.spec == P("data")  # as the examples are
+        got = run(params, spread, jnp.int32(2))
     for one, two in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
         np.testing.assert_allclose(two, one, rtol=1e-5)
 

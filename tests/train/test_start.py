@@ -127,6 +127,16 @@ def numbers_of(checkpoint):
     return next((checkpoint / "state" / "d").iterdir())
 
 
+def put_other_numbers(checkpoint, tmp_path):
+    """Whole, but for its numbers: another run's, under the old fingerprints."""
+    other = train(config(steps=8, checkpoint_every=4, seed=1), tmp_path / "other").step
+    assert int(other) == 8
+    metadata = next(checkpoint.rglob("_CHECKPOINT_METADATA")).read_bytes()
+    shutil.rmtree(checkpoint)
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "8", checkpoint)
+    next(checkpoint.rglob("_CHECKPOINT_METADATA")).write_bytes(metadata)
+
+
 @others_are_cut_off
 @pytest.mark.parametrize(
     "kind", ["another number", "cut short", "a file less", "empty", "nothing said of it", "nothing but a folder"]
@@ -135,13 +145,8 @@ def test_a_damaged_checkpoint_is_said_and_an_older_one_taken(begun, kind, tmp_pa
     settings, folder, expected = begun
     run = shutil.copytree(folder, tmp_path / "run")
     newest = run / "checkpoints" / "8"
-    if kind == "another number":  # whole, but for its numbers: another run's, under the old fingerprints
-        other = train(config(steps=8, checkpoint_every=4, seed=1), tmp_path / "other").step
-        assert int(other) == 8
-        metadata = next(newest.rglob("_CHECKPOINT_METADATA")).read_bytes()
-        shutil.rmtree(newest)
-        shutil.copytree(tmp_path / "other" / "checkpoints" / "8", newest)
-        next(newest.rglob("_CHECKPOINT_METADATA")).write_bytes(metadata)
+    if kind == "another number":
+        put_other_numbers(newest, tmp_path)
     elif kind == "cut short":
         path = numbers_of(newest)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -192,6 +197,18 @@ def test_check_names_what_is_damaged(begun, tmp_path, capsys):
     assert cli.main(["check", str(run)]) == 2
     assert capsys.readouterr().out.count(": damaged (") == 2
     assert cli.main(["check", str(tmp_path)]) == 2
+
+
+@others_are_cut_off
+def test_other_numbers_are_told_from_those_that_were_saved(begun, tmp_path, capsys):
+    """By all who read a checkpoint without going on from it."""
+    run = shutil.copytree(begun[1], tmp_path / "run")
+    put_other_numbers(run / "checkpoints" / "8", tmp_path)
+    assert cli.main(["check", str(run)]) == 2
+    assert "8: damaged (" in capsys.readouterr().out
+    for read in (load_ema_state, lambda run: [x.read() for x in averaged_checkpoint(run).tensors.values()]):
+        with pytest.raises(InputError, match=r"checkpoints/8: damaged \(.* not as they were saved"):
+            read(run)
 
 
 @others_are_cut_off
