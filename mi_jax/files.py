@@ -91,14 +91,22 @@ def written_beside(path: PathLike) -> Iterator[pathlib.Path]:
             left.unlink(missing_ok=True)
     partial = target.with_name(f"{name}.{os.getpid()}.partial{target.suffix[-16:]}")
     try:
-        yield partial
-        os.replace(partial, target)
+        with disk_faults_named(path):
+            yield partial
+            os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_faults_named(path: PathLike) -> Iterator[None]:
+    """A full or failing disk, met while `path` is written, is an InputError."""
+    try:
+        yield
     except OSError as fault:
         if fault.errno in DISK_FAULTS:
             raise InputError(f"{path}: cannot be written ({reason(fault)})") from fault
         raise
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _alive(process: str) -> bool:
@@ -148,14 +156,11 @@ def new_folder(directory: PathLike, *, overwrite: bool = False) -> Iterator[path
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror})") from None
     try:
-        yield beside
-        if occupied:
-            directory.rename(old)
-        beside.rename(directory)
-    except OSError as fault:
-        if fault.errno in DISK_FAULTS:
-            raise InputError(f"{directory}: cannot be written ({reason(fault)})") from fault
-        raise
+        with disk_faults_named(directory):
+            yield beside
+            if occupied:
+                directory.rename(old)
+            beside.rename(directory)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

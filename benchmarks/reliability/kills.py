@@ -193,12 +193,12 @@ def damage(folder: pathlib.Path, count: int, rng: random.Random) -> dict:
 
 
 def full(folder: pathlib.Path, count: int, rng: random.Random) -> dict:
-    """A checkpoint that does not fit: one line, exit code 2, and the one before stays whole."""
+    """A checkpoint that does not fit: one line, exit code 2, and those before stay whole."""
     counts, faults = Counter(), []
     for number in range(count):
         place = folder / f"disk{number}"
         place.mkdir()
-        size = rng.randint(1500, 4000)  # KiB; a checkpoint takes about 1,600
+        size = rng.randint(1500, 9000)  # KiB; a checkpoint takes about 2,500
         mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", place], capture_output=True)
         is_disk = mounted.returncode == 0
         runs = Runs(folder, steps=30, pause=0.0, width=32_000)
@@ -214,6 +214,12 @@ def full(folder: pathlib.Path, count: int, rng: random.Random) -> dict:
                 faults.append(f"{size} KiB: exit code {process.returncode}: {lines[-2:]}")
             elif any(line.startswith("Traceback") for line in lines):
                 faults.append(f"{size} KiB: a traceback before: {errors}")
+            if any(path.name.isdigit() for path in (place / "run" / "checkpoints").glob("*")):
+                counts["with a checkpoint from before"] += 1
+                command = [sys.executable, "-m", "mi_jax", "check", str(place / "run")]
+                checked = subprocess.run(command, env=environment(), capture_output=True, text=True)
+                if checked.returncode != 0:
+                    faults.append(f"{size} KiB: {checked.stdout.strip()} {checked.stderr.strip()}")
         finally:
             if is_disk:
                 subprocess.run(["umount", place], check=True)

@@ -1,17 +1,21 @@
 """What a run tells while it runs: TensorBoard scalars and samples, metrics.csv, a progress bar."""
 
+import contextlib
 import csv
 import io
 import pathlib
+import socket
+import time
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
-from mi_jax.files import written_beside
+from mi_jax.files import disk_faults_named, written_beside
 from mi_jax.rates import FPS
 
 
@@ -20,12 +24,21 @@ class RunLog:
 
     A resumed run goes on where its checkpoint stands: rows of later steps, which the killed run had still written, are
     dropped, in both.
+
+    Written at once, by the thread that calls: a writer in the background would end unseen on a full disk, and the run
+    wait for it for ever. Every method but `close` raises InputError there.
     """
 
     def __init__(self, out_dir: pathlib.Path, name: str, start: int, steps: int):
-        self._writer = SummaryWriter(str(out_dir / "tensorboard"), purge_step=start + 1 if start else None)
-        self._csv = out_dir / "metrics.csv"
-        self._columns = _drop_rows_after(self._csv, start)
+        self._folder, self._csv = out_dir / "tensorboard", out_dir / "metrics.csv"
+        with disk_faults_named(self._folder):
+            self._folder.mkdir(exist_ok=True)
+            name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+            self._events = RecordWriter(str(self._folder / name))
+            self._tell(file_version="brain.Event:2")
+            if start:
+                self._tell(step=start + 1, file_version="brain.Event:2")  # hides what came after
+            self._columns = _drop_rows_after(self._csv, start)
         self._bar = tqdm(total=steps, initial=start, desc=name, unit="step", smoothing=0.05, dynamic_ncols=True)
 
     def progress(self, steps: int = 1) -> None:
@@ -34,14 +47,15 @@ class RunLog:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One log line, of the state after `step` steps."""
-        for name, value in values.items():
-            self._writer.add_scalar(f"train/{name}", value, step)
-        new = [name for name in values if name not in (self._columns or ())]
-        if new:  # the first line; or another turn's
-            self._columns = [*(self._columns or ["step"]), *new]
-            _rewrite(self._csv, [self._columns, *_rows_of(self._csv)[1:]])
-        row = {"step": step, **{name: f"{value:.7g}" for name, value in values.items()}}
-        _append(self._csv, [row.get(column, "") for column in self._columns])
+        scalars = [Summary.Value(tag=f"train/{name}", simple_value=value) for name, value in values.items()]
+        self._tell(step=step, summary=Summary(value=scalars))
+        with disk_faults_named(self._csv):
+            new = [name for name in values if name not in (self._columns or ())]
+            if new:  # the first line; or another turn's
+                self._columns = [*(self._columns or ["step"]), *new]
+                _rewrite(self._csv, [self._columns, *_rows_of(self._csv)[1:]])
+            row = {"step": step, **{name: f"{value:.7g}" for name, value in values.items()}}
+            _append(self._csv, [row.get(column, "") for column in self._columns])
         loss = next(value for name, value in values.items() if name.rpartition("/")[2] == "loss")
         self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
 
@@ -50,13 +64,18 @@ class RunLog:
         for name, sample in samples.items():
             sample = np.asarray(sample)
             image = encode_gif(sample) if sample.ndim == 4 else encode_png(sample)
-            summary = Summary(value=[Summary.Value(tag=f"samples/{name}", image=image)])
-            self._writer.file_writer.add_summary(summary, step)
-        self._writer.flush()
+            self._tell(step=step, summary=Summary(value=[Summary.Value(tag=f"samples/{name}", image=image)]))
+
+    def _tell(self, **fields: Any) -> None:
+        """Writes one TensorBoard event."""
+        with disk_faults_named(self._folder):
+            self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())
+            self._events.flush()
 
     def close(self) -> None:
         self._bar.close()
-        self._writer.close()
+        with contextlib.suppress(OSError):  # of a disk that was full before: said already
+            self._events.close()
 
 
 def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> Summary.Image:

@@ -170,11 +170,12 @@ def _train(config: TrainConfig, out_dir: pathlib.Path, mesh: Mesh) -> TrainState
                 if stop and not last:
                     raise SystemExit(128 + signal.SIGTERM)
     finally:
-        ckpt.close(checkpoints)  # a checkpoint under way is finished first
-        if hasattr(iterator, "close"):
-            iterator.close()  # ends Grain's processes
-        if log:
-            log.close()
+        with contextlib.ExitStack() as ends:  # each, whatever becomes of those before; the last first
+            if log:
+                ends.callback(log.close)
+            if hasattr(iterator, "close"):
+                ends.callback(iterator.close)  # ends Grain's processes
+            ends.callback(ckpt.close, checkpoints)  # a checkpoint under way is finished
     return state
 
 

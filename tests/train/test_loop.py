@@ -1,9 +1,11 @@
+import collections
 import dataclasses
 import io
 import itertools
 import json
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -340,6 +342,21 @@ def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path):
     log.scalars(6, {"loss": 9.0})
     log.close()
     assert [(row["step"], float(row["loss"])) for row in rows(tmp_path)] == [("2", 1.0), ("4", 2.0), ("6", 9.0)]
+
+
+def test_a_log_that_finds_no_room_ends_in_a_line_and_does_not_wait(tmp_path):
+    """However many lines: a queue of ten that nobody empties is how trainings waited for ever."""
+    log = RunLog(tmp_path, "test", 0, 100)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"tensorboard: cannot be written \(File too large\)"):
+            collections.deque(log.scalars(step, {"a" * 100: 1.0, "loss": 1.0}) for step in range(100))
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
 
 
 def test_config_files_take_overrides(tmp_path):
