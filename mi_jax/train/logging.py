@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
@@ -33,11 +33,11 @@ class RunLog:
         self._folder, self._csv = out_dir / "tensorboard", out_dir / "metrics.csv"
         with disk_faults_named(self._folder):
             self._folder.mkdir(exist_ok=True)
-            name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+            name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"  # TensorBoard reads them in order
             self._events = RecordWriter(str(self._folder / name))
             self._tell(file_version="brain.Event:2")
             if start:
-                self._tell(step=start + 1, file_version="brain.Event:2")  # hides what came after
+                self._tell(step=start + 1, session_log=SessionLog(status=SessionLog.START))  # hides what came after
             self._columns = _drop_rows_after(self._csv, start)
         self._bar = tqdm(total=steps, initial=start, desc=name, unit="step", smoothing=0.05, dynamic_ncols=True)
 

@@ -7,6 +7,7 @@ import os
 import pathlib
 import resource
 import signal
+import struct
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ import optax
 import pytest
 from flax import nnx
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tiny_training import Regression, config, digests, rows
 
 from mi_jax.errors import InputError
@@ -331,6 +333,17 @@ def test_samples_are_stored_as_they_were_drawn():
         assert np.abs(np.asarray(gif.convert("RGB"), int) - frame).max() <= 2
 
 
+def events_of(path: pathlib.Path) -> list[Event]:
+    """The records of a TensorBoard file: each has its length, a checksum of that, itself, and a checksum."""
+    data, events = path.read_bytes(), []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        events.append(Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    assert events[0].file_version == "brain.Event:2"
+    return events
+
+
 def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path):
     log = RunLog(tmp_path, "test", 0, 10)
     for step in (2, 4, 6):
@@ -342,6 +355,13 @@ def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path):
     log.scalars(6, {"loss": 9.0})
     log.close()
     assert [(row["step"], float(row["loss"])) for row in rows(tmp_path)] == [("2", 1.0), ("4", 2.0), ("6", 9.0)]
+    first, second = (events_of(path) for path in sorted((tmp_path / "tensorboard").iterdir()))
+    assert [(e.step, e.summary.value[0].simple_value) for e in first[1:]] == [(2, 1.0), (4, 2.0), (6, 3.0)]
+    # TensorBoard drops what it has of step 5 and later where a session starts.
+    assert [(e.step, e.session_log.status) for e in second[1:2]] == [(5, SessionLog.START)]
+    assert [(e.step, e.summary.value[0].tag, e.summary.value[0].simple_value) for e in second[2:]] == [
+        (6, "train/loss", 9.0)
+    ]
 
 
 def test_a_log_that_finds_no_room_ends_in_a_line_and_does_not_wait(tmp_path):
