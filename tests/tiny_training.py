@@ -55,7 +55,7 @@ class Regression:
             indices = indices.shuffle()
         return (indices if self.batches else indices.repeat()).random_map(draw)
 
-    def loss(self, model, batch, key, turn):
+    def loss(self, model, batch, key, turn, step):
         model = gather_parameters(model)
         x = batch["x"].astype(model["inner"].kernel.dtype)
         x = x + self.noise * jax.random.normal(key, x.shape, x.dtype)

@@ -210,7 +210,7 @@ def vae_loss(given, objective: VAEObjective):
         rows = {"video": video, "mouth": mouth, "mask": data["mask"][clip].max(1)}
         # As data: a program that is compiled ahead and carried should not hold them.
         train_vae.load_lpips = lambda blocks: WEIGHTS.unflatten(data["lpips"])
-        return objective.loss(model, rows, keys[2], "model")
+        return objective.loss(model, rows, keys[2], "model", 0)
 
     return loss
 
@@ -270,7 +270,7 @@ def dit_loss(objective: CurriculumObjective, length: int, batch: int):
         }
         for name in ("text_tokens", "text_pooled", "image_tokens"):
             rows[name] = data[name][clip].astype(BF16)
-        return objective.loss(InBF16(model), rows, keys[4], "model")
+        return objective.loss(InBF16(model), rows, keys[4], "model", 0)
 
     return loss
 

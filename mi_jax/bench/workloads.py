@@ -260,7 +260,12 @@ class FlowMatching:
         raise NotImplementedError("a bench trains on one random batch")
 
     def loss(
-        self, model: DiT, batch: dict[str, Any], key: Key[Array, ""], turn: str = "model"
+        self,
+        model: DiT,
+        batch: dict[str, Any],
+        key: Key[Array, ""],
+        turn: str = "model",
+        step: Array | int = 0,
     ) -> tuple[Float[Array, "b"], dict[str, Array]]:
         from mi_jax.train.flow import base_loss, squared_error
 

@@ -30,12 +30,20 @@ def linear(d_in: int, d_out: int, *, rngs: nnx.Rngs, bias: bool = True, init: Ca
 
 class Linear(nnx.Linear):
     """`nnx.Linear` with the product of `matmul`, whose bias has its gradient summed in f32 whatever the dtype: over a
-    video's tokens a sum in bf16 stops growing."""
+    video's tokens a sum in bf16 stops growing.
+
+    down, up: factors of a low-rank change of the kernel, where it has one (`mi_jax.models.lora.adapt`).
+    """
+
+    down: nnx.Param | None = None
+    up: nnx.Param | None = None
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
         y = matmul(x, kernel)
+        if self.up is not None:
+            y = y + matmul(matmul(x, self.down[...].astype(x.dtype)), self.up[...].astype(x.dtype))
         return y if bias is None else add_bias(y, bias)
 
 

@@ -1,17 +1,19 @@
 """Low-rank adaptation (LoRA, arXiv 2106.09685): small factors beside the kernels of a module that stays as it is.
 
     factors = init(nnx.state(model), rank=16, key=key)
-    adapted = nnx.merge(graph, merge(params, factors))          # inside the loss; gradients go to the factors
+    adapted = adapt(model, factors)                       # in training: only factors get gradients and moments
+    merged = merge(nnx.state(model), factors)             # in what is handed on: kernels of the old shapes
 
-Pure functions over trees of parameters: the module knows nothing of it. Kernels of stacked layers [*layers d e] have
-stacked factors, and nothing loops over layers.
+Pure functions over trees of parameters, but for `adapt`, whose module shares the arrays of the one that it is given.
+Kernels of stacked layers [*layers d e] have stacked factors, and nothing loops over layers.
 """
 
 import dataclasses
+import functools
 import math
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ from jaxtyping import Array, Float, Key
 from mi_jax.mesh import spec_of
 
 Path = tuple[str | int, ...]
+Module = TypeVar("Module", bound=nnx.Module)
 
 
 @jax.tree_util.register_dataclass
@@ -67,6 +70,66 @@ def init(
     return factors
 
 
+def blocks_alone(path: Path, shape: tuple[int, ...]) -> bool:
+    """The kernels of a denoiser's blocks: attention, audio attention and MLPs, not what modulates them."""
+    return path[0] in ("double", "single") and "modulation" not in path and every_kernel(path, shape)
+
+
+def adapt(module: Module, factors: dict[str, Factors]) -> Module:
+    """The module whose linear maps add `(x @ down) @ up` to what they give. Zero factors give the same bits.
+
+    Nothing of the size of a kernel is made, nor is any gradient of one; and what is small beside its kernel is not
+    lost to the rounding of a sum. Arrays are shared with `module`.
+
+    Raises:
+      ValueError: factors of a kernel that is not there, or of another shape.
+    """
+    adapted = nnx.merge(*nnx.split(module))
+    check(nnx.state(module), factors)
+    for name, pair in factors.items():
+        owner = functools.reduce(getattr, name.split(".")[:-1], adapted)
+        owner.down, owner.up = nnx.Param(pair.down), nnx.Param(pair.up)
+    return adapted
+
+
+class Adapter(nnx.Module):
+    """Factors as the parameters of a module, so that a trainer finds them, under the names of what they adapt:
+    `double.blocks.video.out.kernel.down`."""
+
+    def __init__(self, factors: dict[str, Factors]):
+        tree: dict[str, Any] = {}
+        for name, pair in factors.items():
+            leaf = tree
+            for part in name.split("."):
+                leaf = leaf.setdefault(part, {})
+            leaf |= {"down": nnx.Param(pair.down), "up": nnx.Param(pair.up)}
+        for name, branch in tree.items():
+            setattr(self, name, _as_modules(branch))
+
+    def factors(self) -> dict[str, Factors]:
+        """What the module was made of, or what it was trained to."""
+        pairs: dict[str, dict[str, Any]] = {}
+        for path, leaf in nnx.to_flat_state(nnx.state(self, nnx.Param)):
+            pairs.setdefault(".".join(map(str, path[:-1])), {})[path[-1]] = leaf[...]
+        return {name: Factors(**pair) for name, pair in pairs.items()}
+
+
+def _as_modules(tree: Any) -> Any:
+    return nnx.Dict({name: _as_modules(branch) for name, branch in tree.items()}) if isinstance(tree, dict) else tree
+
+
+def check(params: Any, factors: dict[str, Factors]) -> None:
+    """Raises ValueError where factors are of a kernel that is not among `params`, or of one of another shape."""
+    shapes = {".".join(map(str, path)): tuple(leaf.shape) for path, leaf in nnx.to_flat_state(params)}
+    strangers = sorted(factors.keys() - shapes.keys())
+    if strangers:
+        raise ValueError(f"factors of kernels that are not there: {', '.join(strangers)}")
+    for name, pair in factors.items():
+        shape = (*pair.down.shape[:-1], pair.up.shape[-1])
+        if shape != shapes[name] or pair.down.shape[-1] != pair.up.shape[-2]:
+            raise ValueError(f"{name}: factors of a kernel {shape}, this one is {shapes[name]}")
+
+
 def merge(params: Any, factors: dict[str, Factors], scale: float | Float[Array, ""] = 1.0) -> Any:
     """`params` with `kernel + scale * down @ up` in the place of every kernel that has factors.
 
@@ -78,14 +141,9 @@ def merge(params: Any, factors: dict[str, Factors], scale: float | Float[Array, 
     """
     leaves = dict(nnx.to_flat_state(params))
     paths = {".".join(map(str, path)): path for path in leaves}
-    strangers = sorted(factors.keys() - paths.keys())
-    if strangers:
-        raise ValueError(f"factors of kernels that are not there: {', '.join(strangers)}")
+    check(params, factors)
     for name, pair in factors.items():
         variable = leaves[paths[name]]
-        shape = (*pair.down.shape[:-1], pair.up.shape[-1])
-        if shape != tuple(variable.shape):
-            raise ValueError(f"{name}: factors of a kernel {shape}, this one is {tuple(variable.shape)}")
         leaves[paths[name]] = variable.replace(_merged(variable[...], pair, scale))
     return nnx.from_flat_state(leaves)
 

@@ -13,7 +13,7 @@ from mi_jax.plan.topologies import Topology, find_topology
 from mi_jax.sample.avatar import guidance_branches
 from mi_jax.sample.layout import computed_windows, mesh_shape
 from mi_jax.sample.windows import plan_windows
-from mi_jax.train.curriculum import CurriculumObjective
+from mi_jax.train.denoiser import DenoiserObjective
 from mi_jax.train.objective import TrainConfig
 
 
@@ -94,7 +94,7 @@ def plan_sampling(
         )
 
 
-def sampled_model(name: str | CurriculumObjective) -> AvatarConfig:
+def sampled_model(name: str | DenoiserObjective) -> AvatarConfig:
     """The model to plan sampling for: that of a preset or a model folder, or the one that an objective trains.
 
     Raises:
@@ -102,7 +102,7 @@ def sampled_model(name: str | CurriculumObjective) -> AvatarConfig:
     """
     if isinstance(name, str):
         return PRESETS[name]() if name in PRESETS else avatar_config(name)
-    if not isinstance(name, CurriculumObjective):
+    if not isinstance(name, DenoiserObjective):
         raise InputError(f"{type(name).__name__}: trains no denoiser to sample with")
     return dataclasses.replace(preset_of(name.dit), dit=name.dit)
 
@@ -110,7 +110,7 @@ def sampled_model(name: str | CurriculumObjective) -> AvatarConfig:
 def _training_flops(config: TrainConfig, batch: dict, place: Topology) -> dict[str, float | None]:
     """By formula for the denoiser's curriculum; for other objectives there is none."""
     objective = config.objective
-    if not isinstance(objective, CurriculumObjective):
+    if not isinstance(objective, DenoiserObjective):
         return {"model_flops": None, "executed_flops": None}
     clips, frames, height, width, _ = batch["latents"].shape
     text = batch["text_tokens"].shape[1] + batch["image_tokens"].shape[1]

@@ -23,7 +23,7 @@ from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.sample.avatar import denoise_level, guidance_weights
 from mi_jax.sample.guidance import Guidance
 from mi_jax.sample.layout import group_size
-from mi_jax.train.curriculum import CurriculumObjective
+from mi_jax.train.denoiser import DenoiserObjective
 from mi_jax.train.loop import arrays_of
 from mi_jax.train.objective import TrainConfig
 from mi_jax.train.state import init_state, make_step, split_model
@@ -72,7 +72,7 @@ def training_batch(config: TrainConfig, size: tuple[int, int] | None = None) -> 
       InputError: the records are not there and no size is given; or what the dataset says of bad input.
     """
     objective = config.objective
-    if not isinstance(objective, CurriculumObjective):
+    if not isinstance(objective, DenoiserObjective):
         return _shapes(arrays_of(next(iter(objective.dataset(config.seed)))))
     frames, clips = max(objective.windows, key=lambda kind: (kind[0] * kind[1], kind[0]))
     one = dataclasses.replace(objective, windows=((frames, 1),), window_weights=(1.0,))
@@ -92,7 +92,7 @@ def _shapes(arrays: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)) for name, x in arrays.items()}
 
 
-def _empty_record(objective: CurriculumObjective, frames: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
+def _empty_record(objective: DenoiserObjective, frames: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
     """A record of zeros as `mi_jax.data.features.clip_record` makes them, a latent frame longer than a window."""
     preset = preset_of(objective.dit)
     h, w = latent_grid(preset, *size)

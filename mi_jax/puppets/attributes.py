@@ -143,7 +143,12 @@ class AttributeObjective:
         }
 
     def loss(
-        self, model: AttributeReader, batch: dict[str, Array | np.ndarray], key: Key[Array, ""], turn: str = "model"
+        self,
+        model: AttributeReader,
+        batch: dict[str, Array | np.ndarray],
+        key: Key[Array, ""],
+        turn: str = "model",
+        step: Array | int = 0,
     ) -> tuple[Float[Array, "b"], dict[str, Array]]:
         """The sum of all cross-entropies and the box's error; accuracies as scalars."""
         del key  # nothing is drawn here: the dataset strews the words

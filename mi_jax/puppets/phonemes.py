@@ -169,7 +169,12 @@ class PhonemeObjective:
         return SpeechSource(num_clips=count, frames=self.frames, samples=samples, seed=seed, split=split, speed=speed)
 
     def loss(
-        self, model: PhonemeModel, batch: dict[str, Array | np.ndarray], key: Key[Array, ""], turn: str = "model"
+        self,
+        model: PhonemeModel,
+        batch: dict[str, Array | np.ndarray],
+        key: Key[Array, ""],
+        turn: str = "model",
+        step: Array | int = 0,
     ) -> tuple[Float[Array, "b"], dict[str, Float[Array, ""]]]:
         """The loss of each clip; scalars: cross-entropy, accuracy and mouth error of the last hidden state."""
         model = gather_parameters(model)

@@ -84,7 +84,12 @@ class VAEObjective:
         return batches(grain.MapDataset.source(windows).repeat(), self.batch_size, share, shares)
 
     def loss(
-        self, model: VAE, batch: dict[str, Array | np.ndarray], key: jax.Array, turn: str = "model"
+        self,
+        model: VAE,
+        batch: dict[str, Array | np.ndarray],
+        key: jax.Array,
+        turn: str = "model",
+        step: Array | int = 0,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         model = gather_parameters(model)
         video = to_unit(batch["video"])

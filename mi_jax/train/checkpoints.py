@@ -387,18 +387,21 @@ def at_start(objective: Objective, key: jax.Array) -> nnx.Module:
     return objective.warm_start(model) if hasattr(objective, "warm_start") else model
 
 
-def start_from(model: nnx.Module, source: str | pathlib.Path, part: str) -> nnx.Module:
+def start_from(model: nnx.Module, source: str | pathlib.Path, part: str, *, whole: bool = False) -> nnx.Module:
     """`model` with every leaf that `source` has: a run's averaged ones, or those saved as `part` in a model folder.
 
-    What only the model has stays as initialised.
+    What only the model has stays as initialised; `whole`: there must be nothing of the kind.
 
     Raises:
       InputError: `source` is neither, or has a leaf that the model lacks or has in another shape.
     """
-    saved = load_state(source, part) if is_model(source) else load_ema_state(source)
+    saved = load_state(source, part) if is_model(source) else _averages_of(source)
     graph, state = nnx.split(model)
     old = dict(nnx.to_flat_state(saved))
     leaves = {}
+    missing = sorted(".".join(map(str, path)) for path, _ in nnx.to_flat_state(state) if path not in old)
+    if whole and missing:
+        raise InputError(f"{source}: lacks {len(missing)} of the model's leaves, the first is {missing[0]}")
     for path, leaf in nnx.to_flat_state(state):
         leaves[path] = old.pop(path, leaf)
         if leaves[path].shape != leaf.shape:
@@ -407,6 +410,15 @@ def start_from(model: nnx.Module, source: str | pathlib.Path, part: str) -> nnx.
     if old:
         raise InputError(f"{source}: leaves that the model lacks: {sorted('.'.join(map(str, p)) for p in old)}")
     return nnx.merge(graph, nnx.from_flat_state(leaves))
+
+
+def _averages_of(run: str | pathlib.Path) -> Any:
+    """The averages of a run's model; of one that distils, of its student."""
+    turns = {name.split(".")[1] for name in _metadata(latest_of(run)).metadata if name.startswith("params.")}
+    if "student" not in turns:
+        return load_ema_state(run)
+    student = load_ema_state(run, "student")
+    return student.get("student", student)
 
 
 def check_leaves(found: dict[str, Any], wanted: dict[str, Any], source: str) -> None:

@@ -1,92 +1,38 @@
 """The paper's two-stage curriculum (3.3): portrait and text first, then audio with the face-masked adaptive loss."""
 
 import dataclasses
-import functools
-import math
-from collections.abc import Sequence
-from typing import Annotated
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from mi_jax.avatar.folders import load_part, part_config, shipped_models
-from mi_jax.bounds import Batch, LatentFrames, Positive, Share, Shift, Weight, Within, check_fields
-from mi_jax.conditions import Conditions
-from mi_jax.data.batches import batches
-from mi_jax.data.features import to_pixels
-from mi_jax.data.records import RecordSource
-from mi_jax.diffusion import euler_step, sample_sigma, sigma_schedule
-from mi_jax.errors import InputError
-from mi_jax.memory import check_host_memory
+from mi_jax.avatar.folders import shipped_models
+from mi_jax.bounds import Positive, Share, Weight
+from mi_jax.diffusion import sample_sigma
 from mi_jax.mesh import spec_of
-from mi_jax.models.dit import DiT, DiTConfig
-from mi_jax.models.tiling import decode_latents
-from mi_jax.models.vae import VAE
+from mi_jax.models.dit import DiT
 from mi_jax.train.checkpoints import start_from
-from mi_jax.train.flow import (
-    Velocity,
-    adaptive_loss,
-    base_loss,
-    condition_dropout,
-    motion_loss,
-    per_example,
-    squared_error,
-)
+from mi_jax.train.denoiser import DenoiserObjective
+from mi_jax.train.flow import adaptive_loss, base_loss, condition_dropout, motion_loss, squared_error
 from mi_jax.train.state import sharded_init
-from mi_jax.train.windows import cut_window, draw_windows, stack_clips
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CurriculumObjective:
+class CurriculumObjective(DenoiserObjective):
     """Flow matching on prepared records. Stage 1 has a `dit` without audio and `adaptive_weight` 0; stage 2
     adds both."""
 
-    dit: DiTConfig
-    records: str | tuple[str, ...]
-    """Folder of feature records (`mi-jax prepare`), or several, taken as one."""
     init_from: str | None = None
     """A finished run whose averaged parameters this one starts from, a shipped model or a model folder; leaves it lacks
     (audio) keep their initial values."""
-    shift: Shift = 3.0
     sigma_scale: Positive = 1.0
     """Spread of the noise levels, before the shift (`sample_sigma`)."""
-    windows: tuple[tuple[LatentFrames, Batch], ...] = ((9, 6), (17, 3), (33, 2))
-    """(latent frames, batch size) of the training windows. Each step draws one kind, so that every length is
-    learned."""
-    window_weights: tuple[Weight, ...] = (0.4, 0.3, 0.3)
-    """How often each kind of several is drawn."""
-    mid_clip: Share = 0.5
-    """Share of windows cut from the middle of a clip: the portrait stays as identity, but does not start the window.
-    So are all windows but the first of a long video; clips must be longer than every kind of window for it."""
-    adaptive_weight: Weight = 0.0
-    """lambda of Eq. 4; the paper's stage 2 has 10."""
     motion_weight: Weight = 0.0
     """Weight of `flow.motion_loss`, which the paper does not have."""
-    face_masked: bool = True
-    """False lets audio act everywhere (for the ablation of Eq. 2)."""
-    speakers: Annotated[int, Within(1, 64)] = 1
-    """Most speakers of a record. Records with fewer get speakers who are nowhere (mask 0), so that batches are even."""
-    whole_mask: Share = 0.0
-    """Share of one speaker's windows whose audio may act everywhere, as at sampling when no face mask is known."""
     drop_each: Share = 0.1
     drop_all: Share = 0.05
-    sample_vae: str | None = None
-    """Shipped model or model folder whose VAE decodes the samples shown during training."""
-
-    def __post_init__(self):
-        check_fields(self)
-        if not self.windows:
-            raise InputError("windows is empty: at least one kind, of so many latent frames and so large a batch")
-        if len(self.windows) == 1:
-            return  # all windows are of this kind, whatever the weights
-        if len(self.windows) != len(self.window_weights):
-            raise InputError(f"window_weights has {len(self.window_weights)} entries, for {len(self.windows)} windows")
-        if not any(self.window_weights):
-            raise InputError(f"window_weights {self.window_weights}: one must be above 0")
 
     def init(self, key: Key[Array, ""]) -> DiT:
         return sharded_init(lambda key: DiT(self.dit, rngs=nnx.Rngs(key)), key)
@@ -96,61 +42,13 @@ class CurriculumObjective:
             return model
         return start_from(model, shipped_models().get(self.init_from, self.init_from), "dit")
 
-    def dataset(self, seed: int, share: int = 0, shares: int = 1) -> grain.MapDataset:
-        """Batches of windows, any step of which can be drawn on its own; the mixture of lengths is fixed by
-        the seed."""
-        records = grain.MapDataset.concatenate([grain.MapDataset.source(source) for source in self._sources()])
-        kinds = []
-        for i, (length, batch) in enumerate(self.windows):
-            cut = functools.partial(
-                cut_window,
-                length=length,
-                mid_clip=self.mid_clip,
-                speakers=self.speakers if self.dit.audio else 0,
-                face_masked=self.face_masked,
-                whole_mask=self.whole_mask,
-            )
-            clips = records.seed(seed + i).shuffle().repeat()
-            kinds.append(batches(clips.random_map(cut), batch, share, shares))
-        return grain.MapDataset.mix(kinds, weights=self.window_weights) if len(kinds) > 1 else kinds[0]
-
-    def pool(self) -> dict[str, np.ndarray]:
-        """All clips of the records, for `draw` (`windows.stack_clips`)."""
-        speakers = self.speakers if self.dit.audio else 0
-        return stack_clips(self._sources(), longest_window=self._longest, speakers=speakers)
-
-    def kinds(self) -> tuple[float, ...]:
-        """Shares of the `windows` in training."""
-        return self.window_weights if len(self.windows) > 1 else (1.0,)
-
-    def draw(self, pool: dict[str, Array], key: Key[Array, ""], kind: int) -> dict[str, Array]:
-        """A batch of `windows[kind]` out of the pool, on the device. Unlike `dataset`, which deals out all clips
-        before any comes again, every window is of a random clip."""
-        length, batch = self.windows[kind]
-        return draw_windows(
-            pool,
-            key,
-            length=length,
-            batch=batch,
-            mid_clip=self.mid_clip,
-            face_masked=self.face_masked,
-            whole_mask=self.whole_mask,
-        )
-
-    @property
-    def _longest(self) -> int:
-        return max(length for length, _ in self.windows)
-
-    def _sources(self) -> list[RecordSource]:
-        folders = [self.records] if isinstance(self.records, str) else self.records
-        sources = _open_records(folders, self._longest, self.mid_clip)
-        _, *picture = sources[0].leaves["latents"]["shape"]
-        largest = max(length * batch for length, batch in self.windows)
-        check_host_memory(4 * largest * math.prod(picture), f"a batch of windows {self.windows}")
-        return sources
-
     def loss(
-        self, model: DiT, batch: dict[str, Array | np.ndarray], key: Key[Array, ""], turn: str = "model"
+        self,
+        model: DiT,
+        batch: dict[str, Array | np.ndarray],
+        key: Key[Array, ""],
+        turn: str = "model",
+        step: Array | int = 0,
     ) -> tuple[Float[Array, "b"], dict[str, Array]]:
         """`L_total = L_base + lambda L_adap` (Eq. 4) and any motion loss, per example; the means as scalars."""
         keys = jax.random.split(key, 3)
@@ -166,92 +64,3 @@ class CurriculumObjective:
             parts["motion"] = motion_loss(error, clean, batch["portrait"].astype(jnp.float32))
             total = total + self.motion_weight * parts["motion"]
         return total, {name: jnp.mean(part) for name, part in parts.items()}
-
-    def conditions(self, model: DiT, batch: dict[str, Array]) -> Conditions:
-        """What the denoiser is told of a batch of `dataset`."""
-        return Conditions(
-            text_tokens=batch["text_tokens"],
-            text_mask=batch["text_mask"],
-            text_pooled=batch.get("text_pooled"),
-            image_tokens=batch["image_tokens"],
-            image_mask=jnp.ones(batch["image_tokens"].shape[:2], bool),
-            portrait=batch["portrait"],
-            is_start=batch["is_start"],
-            audio=model.encode_audio(batch["audio_steps"], batch["is_start"]) if self.dit.audio else None,
-            face_mask=batch["audio_mask"] if self.dit.audio else None,
-        )
-
-    def shows(self) -> bool:
-        """Whether a VAE is named that decodes samples. Raises InputError where it is not there."""
-        if self.sample_vae is not None:
-            try:
-                part_config(self.sample_vae, "vae")
-            except InputError as fault:
-                raise InputError(f"sample_vae, which decodes samples: {fault}") from None
-        return self.sample_vae is not None
-
-    def sample(self, model: DiT, batch: dict[str, Array], key: Key[Array, ""]) -> dict[str, Array]:
-        """The latents [b t h w c] of a batch's windows, true and generated (20 Euler steps, no guidance)."""
-        truth = batch["latents"].astype(jnp.float32)
-        noise = jax.random.normal(key, truth.shape, jnp.float32, out_sharding=spec_of(truth))
-        return {"truth": truth, "generated": _euler(model, noise, self.conditions(model, batch), self.shift)}
-
-    def show(self, sampled: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The first window of what `sample` gave, true above generated, as uint8 frames."""
-        vae = _cached_vae(self.sample_vae)
-        rows = [to_pixels(decode_latents(vae, sampled[name][:1])[0]) for name in ("truth", "generated")]
-        return {"truth above, generated below": np.concatenate(rows, axis=1)}
-
-
-def _euler(velocity: Velocity, noise: Array, conditions: Conditions | None, shift: float) -> Array:
-    """Twenty Euler steps along a velocity, from noise to clean latents."""
-    sigmas = sigma_schedule(20, shift)
-
-    def step(x, pair):
-        return euler_step(x, velocity(x, per_example(pair[0], x), conditions), *pair), None
-
-    return jax.lax.scan(step, noise, (sigmas[:-1], sigmas[1:]))[0]
-
-
-@functools.cache
-def _cached_vae(folder: str) -> VAE:
-    return load_part(folder, "vae")
-
-
-_FREE = {"latents": 1, "face_mask": 1, "audio_hidden": 2}  # leading axes in which records may differ: time, speakers
-
-
-def _open_records(folders: Sequence[str], longest: int, mid_clip: float) -> list[RecordSource]:
-    """Folders that can be taken as one: of one picture size, made by encoders of the same sizes, and with clips that
-    hold the longest window, and more than that where some windows do not start a clip."""
-    if not folders:
-        raise InputError("records: no folder is given")
-    sources = [RecordSource(folder) for folder in folders]
-    kinds = [
-        {name: (leaf["dtype"], *leaf["shape"][_FREE.get(name, 0) :]) for name, leaf in source.leaves.items()}
-        for source in sources
-    ]
-    for folder, source, leaves in zip(folders, sources, kinds):
-        mixed = sorted(name for name, kind in leaves.items() if None in kind)
-        if mixed:
-            raise InputError(f"{folder}: its records differ in the size of {mixed[0]}; a batch needs one size")
-        frames = source.leaves["latents"]["shape"][0]
-        if frames is not None and frames < longest:
-            raise InputError(
-                f"{folder}: its clips have {frames} latent frames, a window {longest}; prepare longer clips (mi-jax "
-                "prepare --seconds), or give shorter windows (--objective.windows)"
-            )
-        if frames == longest and mid_clip > 0:
-            raise InputError(
-                f"{folder}: its clips have {frames} latent frames, as many as a window: none could start later, as "
-                f"mid_clip {mid_clip:g} asks; prepare longer clips (mi-jax prepare --seconds), or set it to 0"
-            )
-    first, *others = kinds
-    for folder, leaves in zip(folders[1:], others):
-        odd = sorted(name for name in first.keys() | leaves.keys() if first.get(name) != leaves.get(name))
-        if odd:
-            raise InputError(
-                f"{folder}: of another size, or made by other encoders, than {folders[0]}: {odd[0]} is "
-                f"{leaves.get(odd[0])}, there {first.get(odd[0])}"
-            )
-    return sources

@@ -33,8 +33,9 @@ class RunLog:
         self._folder, self._csv = out_dir / "tensorboard", out_dir / "metrics.csv"
         with disk_faults_named(self._folder):
             self._folder.mkdir(exist_ok=True)
-            name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"  # TensorBoard reads them in order
-            self._events = RecordWriter(str(self._folder / name))
+            # TensorBoard reads them in the order of their names.
+            events = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+            self._events = RecordWriter(str(self._folder / events))
             self._tell(file_version="brain.Event:2")
             if start:
                 self._tell(step=start + 1, session_log=SessionLog(status=SessionLog.START))  # hides what came after
@@ -60,9 +61,13 @@ class RunLog:
         self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
 
     def samples(self, step: int, samples: dict[str, Any]) -> None:
-        """Pictures uint8 [H W 3] as PNG, videos uint8 [f H W 3] as animated GIF at 25 fps."""
+        """Pictures uint8 [H W 3] as PNG, videos uint8 [f H W 3] as animated GIF at 25 fps; numbers as scalars."""
         for name, sample in samples.items():
             sample = np.asarray(sample)
+            if sample.ndim == 0:
+                value = Summary.Value(tag=f"samples/{name}", simple_value=float(sample))
+                self._tell(step=step, summary=Summary(value=[value]))
+                continue
             image = encode_gif(sample) if sample.ndim == 4 else encode_png(sample)
             self._tell(step=step, summary=Summary(value=[Summary.Value(tag=f"samples/{name}", image=image)]))
 

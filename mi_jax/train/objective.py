@@ -24,12 +24,14 @@ class Objective(Protocol):
       turns: the `Turn`s, each with the part of the module that it trains; without them all of it is one. What none
         trains is frozen: it keeps its values and dtypes, and no checkpoint holds it.
       turn(step) -> str: with several turns, the name of the one whose step it is, by the number of the step alone.
+      after(turn, params, others, step) -> params: a turn's parameters once they are updated, from these, those of the
+        other turns by name, and the step; traced.
       shows() -> bool: whether there is anything to show while training; raises InputError where something that it needs
         is missing. Asked before step 0. With it come
       sample(model, batch, key) -> arrays: traced, on the mesh that trains, of the dataset's first batch, the same one
         every time, and the averaged parameters in the compute dtype; and
-      show(sampled) -> dict[str, np.ndarray]: of these arrays as NumPy's, on one process: uint8 pictures [H W 3] or
-        videos [f H W 3].
+      show(sampled) -> dict[str, np.ndarray | float]: of these arrays as NumPy's, on one process: uint8 pictures
+        [H W 3], videos [f H W 3] or numbers.
       pool() -> dict[str, np.ndarray], kinds() -> tuple[float, ...], draw(pool, key, kind) -> dict[str, jax.Array]:
         all three, for `TrainConfig.on_device`. The pool is all of the training set, to lie whole in the memory of every
         device; kinds are the shares of the kinds of batches (one program each); `draw` is jittable but for `kind`, a
@@ -50,9 +52,10 @@ class Objective(Protocol):
         ...
 
     def loss(
-        self, model: nnx.Module, batch: dict[str, jax.Array], key: jax.Array, turn: str
+        self, model: nnx.Module, batch: dict[str, jax.Array], key: jax.Array, turn: str, step: jax.Array | int
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """What the turn of this name minimises, for each example [b], and scalars to log beside it."""
+        """What the turn of this name minimises at step 0, 1, ... of the run, for each example [b], and scalars to log
+        beside it."""
         ...
 
 

@@ -187,16 +187,16 @@ def _step_of(config: TrainConfig, graph: Any, turn: Turn | None) -> Callable:
     settings, name = optimizer_of(config, turn), turn.name
     optimizer = settings.transformation()
 
-    def mean_loss(params, constant, batch, key):
+    def mean_loss(number, params, constant, batch, key):
         params, constant = (compute_copy(tree, config.compute_dtype) for tree in (params, constant))
         model = nnx.merge(graph, params, *constant)
-        losses, extras = config.objective.loss(model, batch, key, name)
+        losses, extras = config.objective.loss(model, batch, key, name, number)
         return losses.astype(jnp.float32).mean(), extras
 
     def step(state: TrainState, frozen: Any, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         old_params, others = state.params[name], [tree for of, tree in state.params.items() if of != name]
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        grad = jax.value_and_grad(mean_loss, has_aux=True)
+        grad = partial(jax.value_and_grad(mean_loss, argnums=1, has_aux=True), state.step)
         with jax.default_matmul_precision(config.matmul_precision):
             (loss, extras), grads = _accumulated(grad, config.accumulate, old_params, (*others, frozen), batch, key)
         norm, lr = optax.tree.norm(grads), settings.rate(state.step, config.steps)
@@ -204,6 +204,9 @@ def _step_of(config: TrainConfig, graph: Any, turn: Turn | None) -> Callable:
         with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction raises a float to an int32 power
             updates, opt_state = _update(optimizer, grads, state.opt_state[name], old_params)
         params, ema = jax.tree.map(lambda p, u: p - lr * u, old_params, updates), {}
+        if hasattr(config.objective, "after"):
+            beside = {of: tree for of, tree in state.params.items() if of != name}
+            params = config.objective.after(name, params, beside, state.step)
         if name in state.ema:
             count = state.step.astype(jnp.float32)
             decay = jnp.minimum(settings.ema_decay, (1.0 + count) / (10.0 + count))

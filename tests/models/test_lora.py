@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_dit import random_dit
+from tiny_dit import conditions, latents_and_sigma, random_dit
 from tiny_records import TINY
 
 from mi_jax.mesh import make_mesh, parameter_spec, shard_parameters
 from mi_jax.models import lora
+from mi_jax.models.layers import linear
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,51 @@ def test_merging_is_applying_layer_by_layer(params):
             applied = x @ old[i] + 0.5 * (x @ np.asarray(pair.down)[i]) @ np.asarray(pair.up)[i]
             np.testing.assert_allclose(x @ new[i], applied, atol=1e-5)
     assert stacked > 10
+
+
+@pytest.fixture(scope="module")
+def told():
+    return latents_and_sigma(TINY), conditions(TINY)
+
+
+def test_a_module_with_factors_is_the_merged_module(told):
+    """At every kernel of a denoiser, stacked or not; and with zero factors it is the module itself, bit for bit."""
+    model = random_dit(TINY)
+    params = nnx.state(model)
+    (latents, sigma), given = told
+    velocity = jax.jit(lambda model: model(latents, sigma, given))
+    zero = lora.init(params, rank=2, key=jax.random.key(0))
+    plain = velocity(model)
+    np.testing.assert_array_equal(velocity(lora.adapt(model, zero)), plain)
+    factors = jax.tree.map(lambda x: 0.3 * x, filled(zero))
+    graph, _ = nnx.split(model)
+    merged = velocity(nnx.merge(graph, lora.merge(params, factors)))
+    np.testing.assert_allclose(velocity(lora.adapt(model, factors)), merged, rtol=1e-3, atol=1e-4)
+    assert np.abs(merged - plain).max() > 0.1
+    assert model.image_in.up is None  # the module itself is as it was
+
+
+def test_a_small_change_beside_a_bf16_kernel_is_not_lost():
+    """1 + 0.003 is 1 in bf16; beside the kernel the change is heard."""
+    layer = linear(4, 4, rngs=nnx.Rngs(0), bias=False)
+    layer.kernel[...] = jnp.full((4, 4), 1.0)
+    layer = jax.tree.map(lambda x: x.astype(jnp.bfloat16), layer)
+    pair = {"kernel": lora.Factors(jnp.eye(4, 1), jnp.full((1, 4), 3e-3))}
+    np.testing.assert_array_equal(lora.merge(nnx.state(layer), pair)["kernel"][...], layer.kernel[...])
+    x = jnp.asarray([[1.0, -1.0, 0.5, -0.25]], jnp.bfloat16)  # the kernel gives 0.25, which has room for 0.003
+    heard = lora.adapt(layer, pair)(x) - layer(x)
+    assert heard.dtype == jnp.bfloat16
+    np.testing.assert_allclose(heard.astype(jnp.float32), 3e-3, rtol=0.4)
+
+
+def test_an_adapter_holds_factors_under_the_names_of_what_they_adapt(params):
+    factors = filled(lora.init(params, rank=2, key=jax.random.key(0), adapts=lora.blocks_alone))
+    adapter = lora.Adapter(factors)
+    jax.tree.map(np.testing.assert_array_equal, adapter.factors(), factors)
+    paths = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(adapter, nnx.Param))}
+    assert paths == {f"{name}.{side}" for name in factors for side in ("down", "up")}
+    assert {name.split(".")[0] for name in factors} == {"double", "single"}
+    assert not any("modulation" in name for name in factors)
 
 
 def test_gradients_are_those_of_the_factors_alone(params):

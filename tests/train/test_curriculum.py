@@ -19,7 +19,8 @@ from mi_jax.errors import InputError
 from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.dit import DiT
 from mi_jax.train.checkpoints import at_start
-from mi_jax.train.curriculum import CurriculumObjective, _euler
+from mi_jax.train.curriculum import CurriculumObjective
+from mi_jax.train.denoiser import euler
 from mi_jax.train.loop import train
 from mi_jax.train.objective import TrainConfig
 from mi_jax.train.turns import OptimizerConfig
@@ -277,7 +278,7 @@ def test_samples_follow_the_velocity():
         def __call__(self, x, sigma, conditions):
             return (x - self.goal[...]) / sigma.reshape(-1, 1, 1, 1, 1)
 
-    np.testing.assert_allclose(_euler(Straight(), noise, None, 3.0), goal, atol=1e-4)
+    np.testing.assert_allclose(euler(Straight(), noise, sigma_schedule(20, 3.0), None), goal, atol=1e-4)
 
 
 def test_what_samples_need_is_looked_for_before_the_first_step(tmp_path):

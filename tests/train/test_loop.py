@@ -147,7 +147,7 @@ def test_params_and_ema_equal_optax_adamw_by_hand_over_8_devices(tmp_path, monke
 
     @jax.jit
     def reference_step(params, opt_state, ema, batch, decay):
-        loss = lambda p: objective.loss(nnx.merge(graph, p, rest), batch, jax.random.key(0), "model")[0].mean()  # noqa: E731
+        loss = lambda p: objective.loss(nnx.merge(graph, p, rest), batch, jax.random.key(0), "model", 0)[0].mean()  # noqa: E731
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
         params = optax.apply_updates(params, updates)
@@ -264,9 +264,9 @@ def test_frozen_parameters_keep_their_bits_and_are_not_stored(tmp_path, monkeypa
 def test_bfloat16_reaches_the_loss_while_the_masters_stay_float32(tmp_path):
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Probe(Regression):
-        def loss(self, model, batch, key, turn):
+        def loss(self, model, batch, key, turn, step):
             assert model["inner"].kernel.dtype == jnp.bfloat16
-            return super().loss(model, batch, key, turn)
+            return super().loss(model, batch, key, turn, step)
 
     state = train(config(Probe(), compute_dtype="bfloat16", learning_rate=1e-5), tmp_path)
     assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.ema))} == {jnp.dtype("float32")}

@@ -91,7 +91,7 @@ class Drawing:
     def dataset(self, seed, share=0, shares=1):
         raise NotImplementedError
 
-    def loss(self, model, batch, key, turn):
+    def loss(self, model, batch, key, turn, step):
         drawn, x = jax.random.uniform(key), model["x"][...]
         return (jnp.sqrt(x) if self.root else drawn + 0 * x) + 0 * batch["x"], {"drawn": drawn}
 
@@ -128,7 +128,7 @@ def test_an_average_is_warmed_up():
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Falling(Drawing):
-        def loss(self, model, batch, key, turn):
+        def loss(self, model, batch, key, turn, step):
             return model["x"][...] + 0 * batch["x"], {}
 
     state, _ = take_a_step(Falling())

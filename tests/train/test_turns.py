@@ -56,7 +56,7 @@ class Pair:
             .random_map(lambda i, rng: {"x": rng.normal(size=(8, 3)).astype(np.float32)})
         )
 
-    def loss(self, model, batch, key, turn):
+    def loss(self, model, batch, key, turn, step):
         model = gather_parameters(model)
         kernels = {name: model[name].kernel[...].astype(jnp.float32) for name in (*TURNS, "teacher")}
         goal = kernels["teacher"] if turn == "student" else jax.lax.stop_gradient(kernels["student"])
