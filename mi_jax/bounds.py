@@ -83,6 +83,8 @@ Batch = Annotated[int, Within(1, 10**6)]
 Steps = Annotated[int, Within(1, 10**9)]
 """Of an optimiser."""
 SamplingSteps = Annotated[int, Within(1, 10_000)]
+Level = Annotated[float, Within(above=0, most=1)]
+"""A noise level."""
 Guidance = Annotated[float, Within(-100, 100)]
 Shift = Annotated[float, Within(above=0, most=1000)]
 """Of noise levels (`diffusion.shift_sigma`)."""
@@ -105,6 +107,12 @@ def check_fields(config: Any) -> None:
         fault = fault_of(hint, getattr(config, name), f"{type(config).__name__}.{name}")
         if fault:
             raise InputError(fault)
+
+
+def check_levels(levels: tuple[float, ...]) -> None:
+    """Raises InputError unless noise levels fall from 1."""
+    if not levels or levels[0] != 1 or list(levels) != sorted(set(levels), reverse=True):
+        raise InputError(f"levels {levels}: must fall from 1, each below the one before")
 
 
 @functools.cache

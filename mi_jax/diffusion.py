@@ -59,8 +59,8 @@ def sample_sigma(key: Key[Array, ""], shape: tuple[int, ...], shift: float, scal
 def euler_step(
     noisy: Float[Array, "b ..."],
     velocity: Float[Array, "b ..."],
-    sigma: Float[Array, ""],
-    sigma_next: Float[Array, ""],
+    sigma: Float[Array, "b"] | Float[Array, ""],
+    sigma_next: Float[Array, "b"] | Float[Array, ""],
 ) -> Float[Array, "b ..."]:
     """`x_next = x_sigma + (sigma_next - sigma) * u`."""
     return noisy + _per_example(sigma_next - sigma, noisy) * velocity

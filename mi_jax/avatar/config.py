@@ -3,7 +3,11 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from mi_jax.bounds import Guidance, Pixels, SamplingSteps, Share, Shift, Within, check_fields
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mi_jax.bounds import Guidance, Level, Pixels, SamplingSteps, Share, Shift, Within, check_fields, check_levels
+from mi_jax.diffusion import shift_sigma, sigma_schedule
 from mi_jax.errors import InputError
 from mi_jax.models.dit import DiTConfig
 from mi_jax.models.mllm import MLLMConfig
@@ -17,6 +21,7 @@ class AvatarConfig:
 
     height, width: of the video in pixels; the networks run at the next multiple that they take (540: 544, cropped).
     steps, shift: Euler steps, and the shift of their noise levels towards 1.
+    levels: noise levels of so many steps, before the shift, where they are not evenly spaced (a distilled model's).
     wav2vec2: None for a model that hears nothing.
     guidance_audio, guidance_text: default weights of `Guidance`; 0 for a distilled model.
     embedded_guidance: the scale that a denoiser with a guidance embedding is told (HunyuanVideo's 6).
@@ -39,9 +44,18 @@ class AvatarConfig:
     portrait_in_noise: Share = 0.0
     lead_in: Annotated[int, Within(0, 1000)] = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    levels: tuple[Level, ...] | None = None
 
     def __post_init__(self):
         check_fields(self)
+        if self.levels is not None:
+            check_levels(self.levels)
+
+    def sigmas(self, steps: int) -> Float[Array, "{steps}+1"]:
+        """Noise levels of so many Euler steps, as the network is fed them."""
+        if self.levels is not None and steps == len(self.levels):
+            return shift_sigma(jnp.asarray([*self.levels, 0.0], jnp.float32), self.shift)
+        return sigma_schedule(steps, self.shift)
 
     @classmethod
     def puppet(cls) -> "AvatarConfig":

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -16,14 +17,17 @@ from mi_jax.avatar.config import AvatarConfig
 from mi_jax.data.features import Encoders
 from mi_jax.errors import InputError
 from mi_jax.files import reason
+from mi_jax.mesh import on_mesh, shard_parameters
 from mi_jax.models.clip import CLIPText, CLIPTextConfig
 from mi_jax.models.dit import DiT, DiTConfig
+from mi_jax.models.lora import Factors
 from mi_jax.models.mllm import MLLM, MLLMConfig
 from mi_jax.models.prompts import TOKENIZERS, Prompter
 from mi_jax.models.vae import VAE, VAEConfig
 from mi_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from mi_jax.untrusted import check_folder
 from mi_jax.weights.configs import config_from_json, config_to_json
+from mi_jax.weights.factors import Adaptation, adapted, check_factors, combined, read_adaptations
 from mi_jax.weights.native import CONFIG, check_weights, load_into, read_config, save_model
 
 _PARTS: dict[str, tuple[type, type]] = {
@@ -57,15 +61,38 @@ def load_encoders(name: str | os.PathLike, *, mesh: Mesh | None = None) -> tuple
     return _load(name, ("vae", "wav2vec2", "mllm"), mesh)[:2]
 
 
-def load_models(name: str | os.PathLike, *, mesh: Mesh | None = None) -> tuple[AvatarConfig, Encoders, DiT]:
-    """All of a model folder. Its tokenizers are read first, and every weight is known to be there in its shape before
-    the first one is read.
+def load_models(
+    name: str | os.PathLike, *, lora: Sequence[Adaptation] = (), mesh: Mesh | None = None
+) -> tuple[AvatarConfig, Encoders, DiT]:
+    """All of a model folder, its denoiser adapted by files of LoRA factors. Its tokenizers are read first, and every
+    weight is known to be there in its shape before the first one is read.
 
     Raises:
       InputError: as `load`.
     """
+    factors = combined_factors(name, lora)
     config, encoders, modules = _load(name, ("vae", "wav2vec2", "mllm", "dit"), mesh)
-    return config, encoders, modules["dit"]
+    dit = modules["dit"]
+    if factors:
+        factors = jax.tree.map(jnp.asarray, factors) if mesh is None else shard_parameters(factors, mesh)
+        with on_mesh(mesh):
+            dit = adapted(dit, factors, config.dtype)
+    return config, encoders, dit
+
+
+def combined_factors(name: str | os.PathLike, lora: Sequence[Adaptation]) -> dict[str, Factors]:
+    """Files of LoRA factors, with their weights, as one adaptation of a model's denoiser.
+
+    Raises:
+      InputError: a file is missing, damaged or made for another model.
+    """
+    if not lora:
+        return {}
+    shapes = nnx.state(_without_arrays("dit", part_config(name, "dit"), find_model(name)))
+    read = read_adaptations(lora)
+    for (factors, _), entry in zip(read, lora, strict=True):
+        check_factors(shapes, factors, str(entry[0] if isinstance(entry, tuple) else entry))
+    return combined(read)
 
 
 def _load(

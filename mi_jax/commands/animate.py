@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from mi_jax.bounds import Devices, Guidance, LatentFrames, Pixels, SamplingSteps, Seconds, Seed
-from mi_jax.commands.terminal import ProgressBar
+from mi_jax.commands.terminal import ProgressBar, adaptations_of
 from mi_jax.errors import InputError
 
 
@@ -16,6 +16,7 @@ def animate(
     audio: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[AUDIO ...]")]] = (),
     prompt: str = "",
     model: Annotated[str, tyro.conf.arg(metavar="puppet|DIR")] = "puppet",
+    lora: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE[:WEIGHT]")]] = (),
     mask: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PNG [PNG ...]")] = (),
     steps: SamplingSteps | None = None,
     window: LatentFrames = 33,
@@ -40,6 +41,7 @@ def animate(
       audio: one sound file per speaker, from left to right: wav, mp3, flac, m4a, mp4, ...
       prompt: a sentence of direction: expression, movement, background.
       model: a shipped model or a model folder.
+      lora: a file of LoRA factors that change the denoiser, with its weight, by default 1; may be given again.
       mask: one picture per voice, white where its face is, after PORTRAIT and AUDIO; by default the face is looked for.
       steps: denoising steps; by default the model's.
       window: latent frames (of 4 video frames) that the denoiser sees at a time.
@@ -55,7 +57,7 @@ def animate(
       devices: how many share the work; by default all.
       seq: of these, how many share the tokens of a window; by default what suits the video.
     """
-    from mi_jax.avatar.folders import avatar_config
+    from mi_jax.avatar.folders import avatar_config, combined_factors
     from mi_jax.data import pictures, video_files
     from mi_jax.data.detector import named_detector
     from mi_jax.files import refuse_inputs
@@ -87,15 +89,17 @@ def animate(
     if audio and not mask:
         named_detector(face_model)
     take_devices(devices, seq)
-    refuse_inputs(out, portrait, *audio, *mask)
+    adaptations = adaptations_of(lora)
+    refuse_inputs(out, portrait, *audio, *mask, *(path for path, _ in adaptations))
     pixels = None if portrait is None else pictures.read_image(portrait)
     voices = [inputs.read_voice(path, str(path), seconds) for path in audio]
     longest = max(map(len, voices), default=0) / SAMPLE_RATE
     frames = inputs.num_frames(longest if seconds is None else seconds)
     video_files.check_space(out, frames, config.height, config.width)
     check_memory(config, frames, len(voices), window)
+    combined_factors(model, adaptations)
     masks = inputs.find_masks(config, pixels, mask or [None] * len(voices), face_model) if voices else []
-    loaded = avatar.load(model, devices=devices, seq=seq)
+    loaded = avatar.load(model, lora=adaptations, devices=devices, seq=seq)
     with ProgressBar("denoising", "step") as bar:
         video = loaded.animate(
             pixels,

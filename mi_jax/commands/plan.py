@@ -18,6 +18,7 @@ def plan(
     data: Devices | None = None,
     seq: Devices | None = None,
     size: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
+    turn: str | None = None,
     sample: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
     latent_frames: Annotated[int, Within(1, 10**6)] = 33,
     window: LatentFrames = 33,
@@ -40,6 +41,7 @@ def plan(
       seq: devices that share out the tokens of one video; by default the training config's; where neither this nor
         --data is given, sampling is spread as `mi-jax animate` does.
       size: pictures to plan training for, where the records are not there yet.
+      turn: whose training step, where several parts are trained in turn; by default the first one's.
       sample: plan sampling videos of this size, instead of training.
       latent_frames: length of the sampled video, in latent frames (of 4 video frames).
       window: latent frames that the denoiser sees at a time.
@@ -74,7 +76,8 @@ def plan(
     where = {"topology": topology, "data": data, "seq": seq}
     if sample is None and experiment is not None:
         where["seq"] = experiment.seq if seq is None else seq
-        made = plan_training(experiment, **where, size=None if size is None else parse_size("--size", size))
+        size = None if size is None else parse_size("--size", size)
+        made = plan_training(experiment, **where, size=size, turn=turn)
     else:
         model = sampled_model(config if experiment is None else experiment.objective)
         height, width = (None, None) if sample is None else parse_size("--sample", sample)

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import io
+import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,6 +87,21 @@ def parse_size(option: str, text: str) -> tuple[int, int]:
     if fault:
         raise InputError(fault)
     return height, width
+
+
+def adaptations_of(words: Sequence[str]) -> list[tuple[pathlib.Path, float]]:
+    """(file, weight) of arguments FILE or FILE:WEIGHT. A file whose own name ends so is taken as it is."""
+    found = []
+    for word in words:
+        name, colon, number = word.rpartition(":")
+        if not colon or pathlib.Path(word).exists():
+            found.append((pathlib.Path(word), 1.0))
+            continue
+        try:
+            found.append((pathlib.Path(name), float(number)))
+        except ValueError:
+            raise InputError(f"--lora {word}: after the colon comes a weight, not {number!r}") from None
+    return found
 
 
 class ProgressBar:

@@ -1,6 +1,9 @@
 """Memory, arithmetic and traffic of the real programs on machines that are not here (`mi-jax plan`)."""
 
 import dataclasses
+import math
+
+import jax
 
 from mi_jax.avatar.config import AvatarConfig
 from mi_jax.avatar.folders import avatar_config
@@ -15,6 +18,7 @@ from mi_jax.sample.layout import computed_windows, mesh_shape
 from mi_jax.sample.windows import plan_windows
 from mi_jax.train.denoiser import DenoiserObjective
 from mi_jax.train.objective import TrainConfig
+from mi_jax.train.turns import Turn
 
 
 def plan_training(
@@ -24,10 +28,12 @@ def plan_training(
     data: int | None = None,
     seq: int = 1,
     size: tuple[int, int] | None = None,
+    turn: str | None = None,
 ) -> Plan:
     """The plan of one optimiser step of an experiment, of its largest batch, on a mesh of `data` x `seq`.
 
     size: height and width in pixels, where the records are not there yet (`programs.training_batch`).
+    turn: whose step, of an objective with several turns; by default the first.
 
     Raises:
       InputError: no such topology, a mesh that does not fit it, a batch that does not divide, or records that are
@@ -36,15 +42,20 @@ def plan_training(
     place = find_topology(topology)
     mesh = make_mesh(data, seq, place.devices)
     batch = training_batch(config, size)
-    with training_step(config, batch, mesh) as (lowered, arguments):
-        return make_plan(
-            f"a training step of {config.name} ({_described(batch)})",
+    with training_step(config, batch, mesh, turn) as (lowered, arguments):
+        state, frozen, _ = arguments
+        own = turn or next(iter(state.params))
+        plan = make_plan(
+            f"a training step of {config.name} ({_described(batch)}{'' if own == Turn().name else f', {own}'})",
             lowered,
             arguments,
             place,
             (mesh.shape["data"], seq),
-            **_training_flops(config, batch, place),
+            **_training_flops(config, batch, place, own),
         )
+    count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))  # noqa: E731
+    parameters = {name: count(part) for name, part in state.params.items()} | {"frozen": count(frozen)}
+    return dataclasses.replace(plan, parameters={name: n for name, n in parameters.items() if n})
 
 
 def plan_sampling(
@@ -107,8 +118,8 @@ def sampled_model(name: str | DenoiserObjective) -> AvatarConfig:
     return dataclasses.replace(preset_of(name.dit), dit=name.dit)
 
 
-def _training_flops(config: TrainConfig, batch: dict, place: Topology) -> dict[str, float | None]:
-    """By formula for the denoiser's curriculum; for other objectives there is none."""
+def _training_flops(config: TrainConfig, batch: dict, place: Topology, turn: str) -> dict[str, float | None]:
+    """By formula for denoisers; for other objectives there is none."""
     objective = config.objective
     if not isinstance(objective, DenoiserObjective):
         return {"model_flops": None, "executed_flops": None}
@@ -119,7 +130,9 @@ def _training_flops(config: TrainConfig, batch: dict, place: Topology) -> dict[s
     )
     backward = 3.5 if place.platform == "tpu" else 2.5
     executed = flops.executed_in_training(remat=objective.dit.remat != "none", attention_backward=backward)
-    return {"model_flops": flops.training, "executed_flops": executed}
+    forward, trained = objective.evaluations(turn)
+    only = forward * flops.forward
+    return {"model_flops": only + trained * flops.training, "executed_flops": only + trained * executed}
 
 
 def _described(batch: dict) -> str:

@@ -27,6 +27,7 @@ from mi_jax.train.denoiser import DenoiserObjective
 from mi_jax.train.loop import arrays_of
 from mi_jax.train.objective import TrainConfig
 from mi_jax.train.state import init_state, make_step, split_model
+from mi_jax.train.turns import turns_of
 
 
 def _placed(tree: Any, mesh: Mesh, spec=lambda shape: P()) -> Any:
@@ -40,15 +41,22 @@ def _spread(tree: Any, mesh: Mesh) -> Any:
 
 
 @contextlib.contextmanager
-def training_step(config: TrainConfig, batch: dict[str, Any], mesh: Mesh) -> Iterator[tuple[jax.stages.Lowered, Any]]:
+def training_step(
+    config: TrainConfig, batch: dict[str, Any], mesh: Mesh, turn: str | None = None
+) -> Iterator[tuple[jax.stages.Lowered, Any]]:
     """The trainer's jitted, donated step, lowered for `mesh` as `mi_jax.train.loop` lays it out, and its state.
 
-    `batch` are abstract arrays of all of the step's clips (`training_batch`). Compile it inside the context.
+    `batch` are abstract arrays of all of the step's clips (`training_batch`). turn: whose step, of an objective with
+    several turns; by default the first. Compile it inside the context.
 
     Raises:
-      InputError: the batch does not divide over the mesh's `data` axis.
+      InputError: the batch does not divide over the mesh's `data` axis; no such turn.
     """
     objective = config.objective
+    turns = {turn.name: turn for turn in turns_of(objective)}
+    if turn is not None and turn not in turns:
+        raise InputError(f"--turn is {turn}, none of {', '.join(turns)}")
+    own = turns[turn or next(iter(turns))]
     rows = {x.shape[0] for x in batch.values()}
     if any(n % mesh.shape["data"] for n in rows):
         raise InputError(f"a batch of {max(rows)} clips does not divide over data={mesh.shape['data']}")
@@ -59,7 +67,7 @@ def training_step(config: TrainConfig, batch: dict[str, Any], mesh: Mesh) -> Ite
         state = jax.eval_shape(lambda params: init_state(config, params, jax.random.key(0)), params)
         state = jax.tree.map(lambda x: _placed(x, mesh) if x.sharding is None else x, state)  # counters, the key
         placed = _placed(batch, mesh, lambda shape: P("data"))
-        yield make_step(config, graph).lower(state, frozen, placed), (state, frozen, placed)
+        yield make_step(config, graph, own).lower(state, frozen, placed), (state, frozen, placed)
 
 
 def training_batch(config: TrainConfig, size: tuple[int, int] | None = None) -> dict[str, jax.ShapeDtypeStruct]:

@@ -57,8 +57,8 @@ class Plan:
     """One step of a program on a topology. Seconds are lower bounds: each resource alone, at its maker's peak.
 
     model_flops: of all devices, without recomputation; executed_flops: with it, of one device; None where there is no
-    formula. hbm: bytes that one device reads and writes. hbm and moved are None of a program that was too large to be
-    laid out.
+    formula. parameters: of a training step, those that each turn trains, and those that none does. hbm: bytes that one
+    device reads and writes. hbm and moved are None of a program that was too large to be laid out.
     """
 
     program: str
@@ -76,6 +76,7 @@ class Plan:
     moved: tuple[Moved, ...] | None
     unknown_loops: int
     source: str
+    parameters: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def compute_seconds(self) -> float | None:
@@ -113,12 +114,16 @@ class Plan:
         }
         return json.loads(json.dumps(dataclasses.asdict(self) | derived))
 
+    def _parameters(self) -> str:
+        return ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
+
     def table(self) -> str:
         memory, gib = self.memory, lambda n: f"{n / GIB:8.2f} GiB"
         short = (memory.peak - memory.available) / GIB
         verdict = f"fits, {-short:.2f} GiB are left" if memory.fits else f"DOES NOT FIT: {short:.2f} GiB too many"
         rows = [
             f"{self.program} on {self.topology}: {self.devices} x {self.device}, data={self.data} x seq={self.seq}",
+            *([f"parameters: {self._parameters()}"] if self.parameters else []),
             "",
             "memory of a device",
             f"  arguments             {gib(memory.arguments)}",

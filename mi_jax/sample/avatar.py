@@ -24,7 +24,7 @@ from mi_jax.bounds import shown
 from mi_jax.conditions import Conditions
 from mi_jax.data import pictures, sound
 from mi_jax.data.features import Encoders, latent_mask, portrait_latents, prompt_features, to_pixels
-from mi_jax.diffusion import add_noise, sigma_schedule
+from mi_jax.diffusion import add_noise
 from mi_jax.errors import InputError
 from mi_jax.files import PathLike
 from mi_jax.mesh import make_mesh, on_mesh, shard_parameters, take_devices
@@ -52,6 +52,7 @@ from mi_jax.sample.layout import group_size, mesh_shape
 from mi_jax.sample.sizes import check_memory
 from mi_jax.sample.sliding_window import sliding_window
 from mi_jax.sample.windows import plan_windows
+from mi_jax.weights.factors import Adaptation
 
 AUDIO_CHUNK = 64  # latent frames whose audio windows are in memory at a time
 
@@ -222,7 +223,7 @@ class Avatar:
         stride = self.config.vae.spatial_stride
         frames = conditions.audio.shape[2] if latent_frames is None else latent_frames
         shape = (1, frames, height // stride, width // stride, self.config.vae.latent_channels)
-        sigmas = sigma_schedule(steps, self.config.shift)
+        sigmas = self.config.sigmas(steps)
         branches = guidance_branches(self.config.dit, weights)
         avatar = self._fitted(len(plan_windows(frames, window, overlap)), branches)
         group = 1 if avatar.mesh is None else group_size(branches, avatar.mesh.shape["data"])
@@ -340,7 +341,12 @@ def _number(count: int, what: str, plural: str = "s") -> str:
 
 
 def load(
-    name: str | os.PathLike, *, devices: int | None = None, seq: int | None = None, mesh: Mesh | None = None
+    name: str | os.PathLike,
+    *,
+    lora: Sequence[Adaptation] | PathLike = (),
+    devices: int | None = None,
+    seq: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Avatar:
     """The avatar shipped under `name` ("puppet"), or that of a model folder.
 
@@ -348,13 +354,17 @@ def load(
     out over them: its windows and guidance branches, and the tokens of each.
 
     Args:
+      lora: files of LoRA factors by which the denoiser is changed, each alone or as (file, weight).
       devices: how many of this process's; by default all.
       seq: how many of them share the tokens of a window, the same for all videos; by default what suits each.
       mesh: instead of both, `mi_jax.mesh.make_mesh`; on several hosts the way to use all of them.
 
     Raises:
-      InputError: no such model, or a folder whose files are missing, damaged or do not fit each other; no such devices.
+      InputError: no such model, or a folder whose files are missing, damaged or do not fit each other; no such devices;
+        a file of factors that is damaged or made for another model.
     """
+    if isinstance(lora, PathLike):
+        lora = (lora,)
     if not isinstance(name, PathLike) or not os.fspath(name):
         raise InputError(f"load takes the name of a shipped model or a folder, not {shown(name)}")
     if not isinstance(mesh, Mesh | None):
@@ -367,5 +377,5 @@ def load(
         raise InputError("load takes a mesh, or devices and seq, not both")
     else:
         fits_mesh = False
-    config, encoders, dit = load_models(name, mesh=mesh)
+    config, encoders, dit = load_models(name, lora=lora, mesh=mesh)
     return Avatar(config=config, dit=dit, encoders=encoders, mesh=mesh, fits_mesh=fits_mesh)

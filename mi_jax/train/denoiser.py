@@ -120,8 +120,12 @@ class DenoiserObjective:
         check_host_memory(4 * largest * math.prod(picture), f"a batch of windows {self.windows}")
         return sources
 
-    def conditions(self, model: DiT, batch: dict[str, Array]) -> Conditions:
-        """What the denoiser is told of a batch of `dataset`."""
+    def evaluations(self, turn: str) -> tuple[float, float]:
+        """How often a step of this turn evaluates a denoiser without and with a backward pass, on the mean."""
+        return 0.0, 1.0
+
+    def conditions(self, model: DiT | Velocity, batch: dict[str, Array]) -> Conditions:
+        """What the denoiser is told of a batch of `dataset`. With audio it must be a `DiT`, which encodes it."""
         return Conditions(
             text_tokens=batch["text_tokens"],
             text_mask=batch["text_mask"],

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from mi_jax.avatar.folders import shipped_models
 from mi_jax.bounds import Guidance as GuidanceWeight
-from mi_jax.bounds import SamplingSteps, Share, Within
+from mi_jax.bounds import Level, SamplingSteps, Share, Within, check_levels
 from mi_jax.data.features import to_pixels
 from mi_jax.diffusion import shift_sigma, sigma_schedule
 from mi_jax.errors import InputError
@@ -27,7 +27,6 @@ from mi_jax.train.state import sharded_init
 from mi_jax.train.turns import OptimizerConfig, Turn
 
 Rank = Annotated[int, Within(1, 4096)]
-Level = Annotated[float, Within(above=0, most=1)]
 
 
 class Distillation(nnx.Module):
@@ -79,8 +78,7 @@ class DistillationObjective(DenoiserObjective):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.levels or self.levels[0] != 1 or list(self.levels) != sorted(set(self.levels), reverse=True):
-            raise InputError(f"levels {self.levels}: must fall from 1, each below the one before")
+        check_levels(self.levels)
         if self.guidance_band[0] > self.guidance_band[1]:
             raise InputError(f"guidance_band {self.guidance_band}: ends before it begins")
         if self.student_from is not None and self.student_rank is not None:
@@ -97,12 +95,8 @@ class DistillationObjective(DenoiserObjective):
         if self.student_rank is None:
             student = DiT(self.dit, rngs=nnx.Rngs(keys[1]))
         else:
-            student = self._adapter(teacher, self.student_rank, keys[1])
-        return Distillation(_cast(teacher, self.teacher_dtype), student)
-
-    @staticmethod
-    def _adapter(teacher: DiT, rank: int, key: Key[Array, ""]) -> lora.Adapter:
-        return lora.Adapter(lora.init(nnx.state(teacher), rank=rank, key=key, adapts=lora.blocks_alone))
+            student = adapter_of(teacher, self.student_rank, keys[1])
+        return Distillation(cast(teacher, self.teacher_dtype), student)
 
     def init(self, key: Key[Array, ""]) -> Distillation:
         return sharded_init(self.make, key)
@@ -113,13 +107,13 @@ class DistillationObjective(DenoiserObjective):
         Raises:
           InputError: the teacher is not there, or is of another size than `dit`.
         """
-        read = start_from(model.teacher, _source(self.teacher), "dit", whole=True)
-        model.teacher = _cast(read, self.teacher_dtype)
+        read = start_from(model.teacher, model_source(self.teacher), "dit", whole=True)
+        model.teacher = cast(read, self.teacher_dtype)
         if self.student_rank is None:
             if self.student_from is not None:
-                read = start_from(model.student, _source(self.student_from), "dit", whole=True)
+                read = start_from(model.student, model_source(self.student_from), "dit", whole=True)
             # Buffers of its own: the step donates the student's.
-            model.student = jax.tree.map(jnp.copy, _cast(read, "float32"))
+            model.student = jax.tree.map(jnp.copy, cast(read, "float32"))
         return model
 
     def sigmas(self) -> Float[Array, "levels"]:
@@ -174,9 +168,16 @@ def motion(latents: Float[Array, "b t h w c"]) -> Float[Array, "b"]:
     return jnp.mean(jnp.std(latents.astype(jnp.float32), axis=1), axis=(1, 2, 3))
 
 
-def _source(name: str) -> str | pathlib.Path:
+def adapter_of(model: DiT, rank: int, key: Key[Array, ""]) -> lora.Adapter:
+    """New factors of the kernels of all blocks: zero, so that they change nothing."""
+    return lora.Adapter(lora.init(nnx.state(model), rank=rank, key=key, adapts=lora.blocks_alone))
+
+
+def model_source(name: str) -> str | pathlib.Path:
+    """The folder of a shipped model, or what is named."""
     return shipped_models().get(name, name)
 
 
-def _cast(module: DiT, dtype: str) -> DiT:
+def cast(module: DiT, dtype: str) -> DiT:
+    """The module with all its parameters in `dtype`."""
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, module)

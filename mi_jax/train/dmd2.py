@@ -13,9 +13,10 @@ from mi_jax.bounds import Share, Shift, Within
 from mi_jax.diffusion import add_noise, clean_from_velocity
 from mi_jax.errors import InputError
 from mi_jax.mesh import spec_of, spread_batch
+from mi_jax.sample.guidance import Guidance
 from mi_jax.train.adversarial import Discriminator, discriminator_loss, student_loss
 from mi_jax.train.checkpoints import named_leaves
-from mi_jax.train.distillation import Distillation, DistillationObjective, Rank, motion
+from mi_jax.train.distillation import Distillation, DistillationObjective, Rank, adapter_of, motion
 from mi_jax.train.distribution_matching import (
     matching_gradient,
     matching_loss,
@@ -106,11 +107,19 @@ class DMD2Objective(DistillationObjective):
     def make(self, key: Key[Array, ""]) -> DMD2:
         keys = jax.random.split(key, 3)
         base = super().make(keys[0])
-        critic = self._adapter(base.teacher, self.critic_rank, keys[1])
+        critic = adapter_of(base.teacher, self.critic_rank, keys[1])
         discriminator = None
         if not self.gan.is_zero:
             discriminator = Discriminator(self.dit, self.gan_taps, self.gan_hidden, rngs=nnx.Rngs(keys[2]))
         return DMD2(base.teacher, base.student, critic, discriminator=discriminator)
+
+    def evaluations(self, turn: str) -> tuple[float, float]:
+        before = (len(self.levels) - 1) / 2
+        judged = 0 if self.gan.is_zero else 1
+        if turn == "critic":
+            return before + 1 + judged * (3 if self.gan_r1 else 2), 1.0
+        branches = Guidance(audio=self.guidance_audio, text=self.guidance_text).branches
+        return before + 1 + branches + bool(self.restore_norm), 1.0 + (not self.base.is_zero) + judged
 
     def after(self, turn: str, params: Any, others: dict[str, Any], step: Array) -> Any:
         """A turn's parameters after its update: the critic's first step after the student's ends nearer to it."""

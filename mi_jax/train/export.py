@@ -27,6 +27,19 @@ def denoiser_config(run: str | pathlib.Path) -> DiTConfig:
     return config_from_json(DiTConfig, _without_classes(objective["dit"]), f"{path}: objective.dit")
 
 
+def sampled_in(run: str | pathlib.Path) -> dict[str, Any]:
+    """How what a run trains is sampled, where its config says so: a distilled student in its own levels, without
+    guidance."""
+    objective = read_json(pathlib.Path(run) / "config.json").get("objective", {})
+    levels = objective.get("levels")
+    if not levels:
+        return {}
+    evenly = [1 - i / len(levels) for i in range(len(levels))]
+    uneven = any(abs(a - b) > 1e-6 for a, b in zip(levels, evenly))
+    shape = {"steps": len(levels), "levels": tuple(levels) if uneven else None, "shift": objective["shift"]}
+    return shape | {"guidance_audio": 0.0, "guidance_text": 0.0}
+
+
 def _without_classes(value: Any) -> Any:
     """Drops the names of the classes that `train.start.as_json` adds."""
     if isinstance(value, dict):
@@ -43,8 +56,12 @@ def averaged_checkpoint(run: str | pathlib.Path, turn: str | None = None) -> Che
     """
     path = latest_of(run)
     leaves = averaged_names(path, turn)
-    if turn is not None and all(name.startswith(f"{turn}.") for name in leaves):
-        leaves = {name.removeprefix(f"{turn}."): leaf for name, leaf in leaves.items()}
+    if turn is None and any(name.startswith("student.") for name in leaves):  # of a run that distils, its student
+        turn = "student"
+        leaves = averaged_names(path, turn)
+    for part in ("adapter", *([turn] if turn else [])):  # where the module has others beside it
+        if all(name.startswith(f"{part}.") for name in leaves):
+            leaves = {name.removeprefix(f"{part}."): leaf for name, leaf in leaves.items()}
     kinds = {name: (shape, dtype) for name, shape, dtype in leaves.values()}
     order = list(kinds)
     ahead: Iterator[tuple[str, Any]] = iter(())

@@ -14,8 +14,8 @@ from mi_jax.mesh import spec_of
 Velocity = Callable[[Float[Array, "b t h w c"], Float[Array, "b"], Conditions], Float[Array, "b t h w c"]]
 
 
-def per_example(sigma: Float[Array, ""], latents: Float[Array, "b t h w c"]) -> Float[Array, "b"]:
-    """A noise level for each example, spread over a mesh as the examples are."""
+def per_example(sigma: Float[Array, "b"] | Float[Array, ""], latents: Float[Array, "b t h w c"]) -> Float[Array, "b"]:
+    """A noise level for each example, or the same for all, spread over a mesh as the examples are."""
     sigma = jnp.broadcast_to(sigma, latents.shape[:1])
     spec = spec_of(latents)
     return sigma if spec is None else jax.reshard(sigma, P(spec[0]))
