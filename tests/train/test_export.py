@@ -20,8 +20,10 @@ from mi_jax.mesh import make_mesh
 from mi_jax.puppets.prepare import prepare_puppets
 from mi_jax.sample.avatar import load
 from mi_jax.sample.inputs import Speaker
+from mi_jax.train.adaptation import AdaptationObjective
 from mi_jax.train.checkpoints import load_ema
 from mi_jax.train.curriculum import CurriculumObjective
+from mi_jax.train.dmd2 import DMD2Objective
 from mi_jax.train.loop import train
 from mi_jax.train.objective import TrainConfig
 from mi_jax.train.turns import OptimizerConfig
@@ -67,6 +69,46 @@ def test_a_run_becomes_a_model_that_animates(prepared, kind, tmp_path, monkeypat
     speakers = [] if kind == "stage 1" else [Speaker(voice(0.4), mask)]
     video = model.animate(portrait(), speakers, "She is happy and nods.", seconds=0.4, steps=1)
     assert video.shape == (10, 32, 32, 3)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("form", ["own records", "a student of factors", "a student of all weights"])
+def test_a_run_of_factors_becomes_a_file_and_a_model(prepared, form, tmp_path, monkeypatch):
+    """`load(base, lora=FILE)` is `load(OUT)`; a distilled student is sampled in its own steps without guidance."""
+    base, records = prepared
+    monkeypatch.setattr("mi_jax.train.loop.make_mesh", lambda **_: make_mesh(devices=jax.devices()[:1]))
+    told = {"dit": CONFIG.dit, "records": str(records), "windows": ((3, 2),), "window_weights": (1.0,)}
+    if form == "own records":
+        objective = AdaptationObjective(**told, init_from=str(base), rank=2, base_dtype="float32")
+    else:
+        rank = None if form == "a student of all weights" else 2
+        objective = DMD2Objective(
+            **told, teacher=str(base), teacher_dtype="float32", student_rank=rank, critic_rank=2, critic_turns=1
+        )
+    config = TrainConfig(
+        name="run", objective=objective, steps=2, optimizer=OptimizerConfig(learning_rate=1e-2), sample_every=0
+    )
+    state = train(config, tmp_path / "run")
+    assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--base", str(base)]) == 0
+    out = load(tmp_path / "out", devices=1)
+    kernel = out.dit.double.blocks.video.out.kernel[...]
+    assert np.abs(kernel - load(base, devices=1).dit.double.blocks.video.out.kernel[...]).max() > 1e-4
+    if form == "own records":
+        assert out.config == CONFIG
+    else:
+        assert (out.config.steps, out.config.guidance_audio, out.config.guidance_text) == (4, 0.0, 0.0)
+    file = str(tmp_path / "f.safetensors")
+    if form == "a student of all weights":
+        np.testing.assert_array_equal(
+            kernel, state.ema["student"]["student"]["double"]["blocks"]["video"]["out"]["kernel"][...]
+        )
+        assert cli.main(["export", str(tmp_path / "run"), file]) == 2
+        return
+    assert cli.main(["export", str(tmp_path / "run"), file]) == 0
+    assert cli.main(["export", str(tmp_path / "run"), file]) == 2  # is there already
+    adapted = load(base, lora=file, devices=1)
+    for one, two in zip(jax.tree.leaves(adapted.dit), jax.tree.leaves(out.dit), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-6)
 
 
 def test_what_cannot_be_exported_is_one_line(prepared, tmp_path, capsys):
