@@ -26,6 +26,7 @@ from mi_jax.plan.programs import training_batch, training_step
 from mi_jax.plan.report import _refused
 from mi_jax.plan.topologies import DEVICES, Topology, _installed, find_topology
 from mi_jax.train.curriculum import CurriculumObjective
+from mi_jax.train.dmd2 import DMD2Objective
 from mi_jax.train.objective import TrainConfig
 from mi_jax.train.turns import OptimizerConfig
 
@@ -326,6 +327,33 @@ def test_what_does_not_fit_is_said_by_how_much(config, capsys, monkeypatch):
     peak = float(re.search(r"peak +([0-9.]+) GiB", table)[1])
     short = float(re.search(r"DOES NOT FIT: ([0-9.]+) GiB too many", table)[1])
     assert short == pytest.approx(peak - 2**-10, abs=0.011)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [None, 4])
+def test_each_turn_of_a_distillation_is_planned(rank):
+    """All weights: a student beside the teacher, one more set. Factors: the teacher's alone. Evaluations are counted
+    with and without a backward pass."""
+    told = {"dit": SHALLOW, "records": "nowhere", "windows": ((3, 2),), "window_weights": (1.0,), "speakers": 2}
+    distil = DMD2Objective(
+        **told, teacher="nowhere", student_rank=rank, critic_rank=4, guidance_audio=1.0, guidance_text=1.0
+    )
+    config = dataclasses.replace(STAGE2, objective=distil)
+    plain = plan_training(dataclasses.replace(config, objective=CurriculumObjective(**told)), "cpu:1", size=SIZE)
+    whole = plain.parameters["model"]
+    plans = {turn: plan_training(config, "cpu:1", size=SIZE, turn=turn) for turn in ("student", "critic")}
+    critic = plans["critic"].parameters
+    assert critic == plans["student"].parameters
+    assert critic["frozen"] == whole
+    assert critic["student"] == (whole if rank is None else critic["critic"])
+    assert 0 < critic["critic"] < whole / 4
+    forward = plain.model_flops / 3
+    assert plans["critic"].model_flops == pytest.approx((1.5 + 1 + 3) * forward)
+    assert plans["student"].model_flops == pytest.approx((1.5 + 1 + 3 + 2 * 3) * forward)
+    assert f"frozen {whole:,}" in plans["critic"].table()
+    assert "critic" in plans["critic"].program
+    with pytest.raises(InputError, match="--turn is teacher, none of student, critic"):
+        plan_training(config, "cpu:1", size=SIZE, turn="teacher")
 
 
 @pytest.mark.parametrize(

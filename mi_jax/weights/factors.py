@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from mi_jax.errors import InputError
 from mi_jax.files import PathLike, disk_faults_named, written_beside
@@ -41,7 +41,7 @@ def save_factors(path: PathLike, factors: Mapping[str, lora.Factors], *, dtype: 
         for side in ("down", "up")
     }
     with disk_faults_named(path), written_beside(path) as beside:
-        save_file(leaves, beside)
+        beside.write_bytes(save(leaves))
 
 
 def load_factors(path: PathLike) -> dict[str, lora.Factors]:

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -239,6 +240,7 @@ def _write_weights(
     }
     for file, keys in plan_files(folder, sizes, max_shard_bytes).items():
         save_file({key: _to_disk(key, *leaves[key]) for key in keys}, folder / file)
+        shutil.copymode(folder / CONFIG, folder / file)  # safetensors' own is for its user's eyes alone
 
 
 def plan_files(folder: pathlib.Path, sizes: dict[str, int], max_shard_bytes: int) -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ from tiny_records import TINY, record
 
 from mi_jax.avatar.folders import load_part
 from mi_jax.data.records import write_records
+from mi_jax.diffusion import sigma_schedule
 from mi_jax.errors import InputError
 from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.dit import DiT
@@ -211,7 +212,7 @@ def test_a_13b_run_trains_windows_that_start_later(stage, tmp_path):
 def test_warm_start_keeps_stage_1_and_adds_audio(tmp_path, monkeypatch):
     stage1 = draw_weights(DiT, dataclasses.replace(TINY, audio=None), 5)
     old = nnx.state(stage1)
-    monkeypatch.setattr("mi_jax.train.checkpoints.load_ema_state", lambda run: old)
+    monkeypatch.setattr("mi_jax.train.checkpoints._averages_of", lambda run: old)
     stage2 = at_start(CurriculumObjective(dit=TINY, records="", init_from="stage1"), jax.random.key(6))
     told = {name: jnp.asarray(x) for name, x in batch(2).items()}
     objective = CurriculumObjective(dit=TINY, records="")

@@ -1,6 +1,7 @@
 """Files of LoRA factors, and models that are adapted by them."""
 
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
@@ -38,10 +39,17 @@ def model(tmp_path_factory):
     return folder
 
 
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def test_a_file_gives_what_was_saved(factors, tmp_path):
     save_factors(tmp_path / "a.safetensors", factors)
     jax.tree.map(np.testing.assert_array_equal, load_factors(tmp_path / "a.safetensors"), factors)
     save_factors(tmp_path / "half.safetensors", factors, dtype=jnp.bfloat16)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask()
     half = load_factors(tmp_path / "half.safetensors")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2), half, factors)
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {np.dtype(np.float32)}
