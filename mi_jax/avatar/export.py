@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from mi_jax.avatar.config import AvatarConfig
-from mi_jax.avatar.folders import avatar_config, find_model, stored_dtypes
+from mi_jax.avatar.folders import avatar_config, open_folder, stored_dtypes
 from mi_jax.errors import InputError
 from mi_jax.files import refuse_inside
 from mi_jax.models.dit import DiT, DiTConfig
@@ -40,7 +40,7 @@ def export_denoiser(
     that the base computes it in.
 
     Args:
-      denoiser, dit: None: the base's.
+      denoiser, dit: None: the base's, without factors that it has itself.
       factors: by which the denoiser's kernels are changed; the sums are f32 until they are written.
       sampling: fields of the config by which it is sampled (steps, shift, guidance_audio, ...), where not the base's.
 
@@ -48,8 +48,9 @@ def export_denoiser(
       InputError: no model `base`, or one whose encoders do not fit the denoiser; the checkpoint does not fit `dit`; or
         `out` cannot be written.
     """
-    folder = find_model(base)
-    refuse_inside(out, folder, denoiser and denoiser.path)
+    opened = open_folder(base)
+    folder = opened.weights
+    refuse_inside(out, folder, opened.path, denoiser and denoiser.path)
     config = avatar_config(base)
     config = dataclasses.replace(config if dit is None else _with_denoiser(config, dit, str(folder)), **sampling or {})
     stored = open_checkpoint(folder)

@@ -1,5 +1,6 @@
 """Model folders: where they are, and reading and writing the parts of one."""
 
+import dataclasses
 import importlib.resources
 import os
 import pathlib
@@ -14,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mi_jax.avatar.config import AvatarConfig
+from mi_jax.bounds import shown
 from mi_jax.data.features import Encoders
 from mi_jax.errors import InputError
 from mi_jax.files import reason
@@ -28,7 +30,7 @@ from mi_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from mi_jax.untrusted import check_folder
 from mi_jax.weights.configs import config_from_json, config_to_json
 from mi_jax.weights.factors import Adaptation, adapted, check_factors, combined, read_adaptations
-from mi_jax.weights.native import CONFIG, check_weights, load_into, read_config, save_model
+from mi_jax.weights.native import CONFIG, check_weights, is_model, load_into, load_state, read_config, save_model
 
 _PARTS: dict[str, tuple[type, type]] = {
     "dit": (DiTConfig, DiT),
@@ -39,17 +41,57 @@ _PARTS: dict[str, tuple[type, type]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class ModelFolder:
+    """A model folder as it is read. One may be another with LoRA factors on its denoiser, and sampled in its own way:
+
+        {"base": "puppet-teacher", "lora": ["four-steps.safetensors"], "steps": 4, "guidance_audio": 0.0}
+
+    path: the folder. config: what its config.json says, or its base's with what it says instead. weights: the folder
+    of weights and tokenizers. base: the shipped model of that, None where the folder has all itself. lora: files of
+    factors in `path`.
+    """
+
+    path: pathlib.Path
+    config: dict[str, Any]
+    weights: pathlib.Path
+    base: str | None = None
+    lora: tuple[pathlib.Path, ...] = ()
+
+
+def open_folder(name: str | os.PathLike) -> ModelFolder:
+    """Where what is of a model lies; no weights are read.
+
+    Raises:
+      InputError: no such model; a config that is missing or damaged, or whose base is no shipped model that has its own
+        weights, or whose factors are not in the folder.
+    """
+    path = find_model(name)
+    stored = read_config(path)
+    if "base" not in stored:
+        return ModelFolder(path, stored, path)
+    base, files = stored.pop("base"), stored.pop("lora", [])
+    weights = shipped_models().get(base) if isinstance(base, str) else None
+    if weights is None or "base" in (of_base := read_config(weights)):
+        raise InputError(f"{path / CONFIG}: base is {shown(base)}, no shipped model with weights of its own")
+    if not isinstance(files, list) or not all(
+        isinstance(file, str) and pathlib.PurePath(file).name == file for file in files
+    ):
+        raise InputError(f"{path / CONFIG}: lora is {shown(files)}, must be a list of files in the folder")
+    return ModelFolder(path, of_base | stored, weights, base, tuple(path / file for file in files))
+
+
 def avatar_config(name: str | os.PathLike) -> AvatarConfig:
     """What the config.json of a whole avatar says; no weights are read.
 
     Raises:
       InputError: no such model, a folder of parts, or a config that is missing or damaged.
     """
-    folder = find_model(name)
-    stored = read_config(folder)
-    if stored and stored.keys() <= _PARTS.keys():
-        raise InputError(f"{folder / CONFIG}: of a folder of parts ({', '.join(stored)}), not of a whole avatar")
-    return config_from_json(AvatarConfig, stored, folder / CONFIG)
+    folder = open_folder(name)
+    if folder.config and folder.config.keys() <= _PARTS.keys():
+        parts = ", ".join(folder.config)
+        raise InputError(f"{folder.path / CONFIG}: of a folder of parts ({parts}), not of a whole avatar")
+    return config_from_json(AvatarConfig, folder.config, folder.path / CONFIG)
 
 
 def load_encoders(name: str | os.PathLike, *, mesh: Mesh | None = None) -> tuple[AvatarConfig, Encoders]:
@@ -72,20 +114,24 @@ def load_models(
     """
     factors = combined_factors(name, lora)
     config, encoders, modules = _load(name, ("vae", "wav2vec2", "mllm", "dit"), mesh)
-    dit = modules["dit"]
-    if factors:
-        factors = jax.tree.map(jnp.asarray, factors) if mesh is None else shard_parameters(factors, mesh)
-        with on_mesh(mesh):
-            dit = adapted(dit, factors, config.dtype)
-    return config, encoders, dit
+    return config, encoders, _adapted(modules["dit"], factors, config.dtype, mesh)
 
 
-def combined_factors(name: str | os.PathLike, lora: Sequence[Adaptation]) -> dict[str, Factors]:
-    """Files of LoRA factors, with their weights, as one adaptation of a model's denoiser.
+def _adapted(dit: DiT, factors: dict[str, Factors], dtype: Any, mesh: Mesh | None) -> DiT:
+    if not factors:
+        return dit
+    factors = jax.tree.map(jnp.asarray, factors) if mesh is None else shard_parameters(factors, mesh)
+    with on_mesh(mesh):
+        return adapted(dit, factors, dtype)
+
+
+def combined_factors(name: str | os.PathLike, lora: Sequence[Adaptation] = ()) -> dict[str, Factors]:
+    """Files of LoRA factors, with their weights, as one adaptation of a model's denoiser, after the model's own.
 
     Raises:
       InputError: a file is missing, damaged or made for another model.
     """
+    lora = [*open_folder(name).lora, *lora]
     if not lora:
         return {}
     shapes = nnx.state(_without_arrays("dit", part_config(name, "dit"), find_model(name)))
@@ -98,7 +144,7 @@ def combined_factors(name: str | os.PathLike, lora: Sequence[Adaptation]) -> dic
 def _load(
     name: str | os.PathLike, parts: Sequence[str], mesh: Mesh | None
 ) -> tuple[AvatarConfig, Encoders, dict[str, nnx.Module]]:
-    folder, config = find_model(name), avatar_config(name)
+    folder, config = open_folder(name).weights, avatar_config(name)
     prompter = Prompter.load(folder, config.mllm.prompts)
     wanted = {part: part_config for part in parts if (part_config := getattr(config, part)) is not None}
     modules = {part: _without_arrays(part, part_config, folder) for part, part_config in wanted.items()}
@@ -127,8 +173,23 @@ def load_part(
     Raises:
       InputError: the folder has no such part, or its files are missing, damaged or do not fit.
     """
-    config, folder = part_config(folder, name), find_model(folder)
-    return load_into(folder, name, _without_arrays(name, config, folder), dtype=dtype, mesh=mesh)
+    config, opened = part_config(folder, name), open_folder(folder)
+    module = load_into(opened.weights, name, _without_arrays(name, config, opened.path), dtype=dtype, mesh=mesh)
+    return _adapted(module, combined_factors(folder), dtype, mesh) if name == "dit" else module
+
+
+def part_state(folder: str | os.PathLike, name: str) -> Any:
+    """Every leaf saved as `name` in a shipped model or a model folder (an nnx.State), f32, for a module that may have
+    more of them.
+
+    Raises:
+      InputError: as `load_part`.
+    """
+    opened = open_folder(folder)
+    if not opened.lora:
+        return load_state(opened.weights, name)
+    mesh = None if jax.sharding.get_abstract_mesh().empty else jax.sharding.get_mesh()
+    return nnx.state(load_part(folder, name, mesh=mesh))
 
 
 def part_config(folder: str | os.PathLike, name: str) -> Any:
@@ -137,8 +198,8 @@ def part_config(folder: str | os.PathLike, name: str) -> Any:
     Raises:
       InputError: no such model, or it has no such part, or its config is damaged.
     """
-    where = find_model(folder) / CONFIG
-    config = read_config(where.parent).get(name)
+    opened = open_folder(folder)
+    where, config = opened.path / CONFIG, opened.config.get(name)
     if config is None:
         raise InputError(f"{where}: says nothing of {name!r}")
     return config_from_json(_PARTS[name][0], config, where, name)
@@ -181,6 +242,17 @@ def shipped_models() -> dict[str, pathlib.Path]:
     """The models inside the package, by name."""
     assets = pathlib.Path(str(importlib.resources.files("mi_jax") / "assets"))
     return {path.parent.name: path.parent for path in sorted(assets.glob("*/config.json"))}
+
+
+def holds_model(name: str | os.PathLike) -> bool:
+    """Whether this is a shipped model or a folder of one (it need not be whole), not a training run."""
+    path = pathlib.Path(name)
+    if str(name) in shipped_models() or is_model(path):
+        return True
+    try:
+        return path.is_dir() and "base" in read_config(path)
+    except InputError:
+        return False
 
 
 def find_model(name: str | os.PathLike) -> pathlib.Path:

@@ -49,12 +49,11 @@ def export(
     import jax.numpy as jnp
 
     from mi_jax.avatar.export import export_denoiser
-    from mi_jax.avatar.folders import combined_factors, part_config, shipped_models
+    from mi_jax.avatar.folders import combined_factors, holds_model, open_folder, part_config
     from mi_jax.train.export import averaged_checkpoint, denoiser_config, sampled_in
     from mi_jax.weights.factors import combined, factors_of, save_factors
-    from mi_jax.weights.native import is_model
 
-    if source in shipped_models() or is_model(source):
+    if holds_model(source):
         if not merge_lora:
             raise InputError(f"{source}: a model already; --merge-lora says what to change, else give a training run")
         base, denoiser, dit, factors, sampling = source, None, None, {}, {}
@@ -73,6 +72,8 @@ def export(
         return
     if base is None:
         raise InputError("--base says which model's VAE, encoders and tokenizers are taken along")
+    if base != source:  # a run's denoiser, or its factors, take the place of the base's own
+        base = open_folder(base).base or base
     if factors and part_config(base, "dit") != dit:
         log.warning("%s: %s is no denoiser of the config that the run adapts", source, base)
     if merge_lora:

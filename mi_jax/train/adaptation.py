@@ -13,7 +13,7 @@ from mi_jax.models import lora
 from mi_jax.models.dit import DiT
 from mi_jax.train.checkpoints import start_from
 from mi_jax.train.curriculum import CurriculumObjective
-from mi_jax.train.distillation import Rank, adapter_of, cast, model_source
+from mi_jax.train.distillation import Rank, adapter_of, cast
 from mi_jax.train.state import sharded_init
 from mi_jax.train.turns import Turn
 
@@ -55,7 +55,7 @@ class AdaptationObjective(CurriculumObjective):
         return sharded_init(make, key)
 
     def warm_start(self, model: Adapted) -> Adapted:
-        model.base = cast(start_from(model.base, model_source(self.init_from), "dit", whole=True), self.base_dtype)
+        model.base = cast(start_from(model.base, self.init_from, "dit", whole=True), self.base_dtype)
         return model
 
     def loss(

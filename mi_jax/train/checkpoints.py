@@ -17,13 +17,13 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from mi_jax.avatar.folders import holds_model, part_state
 from mi_jax.errors import InputError
 from mi_jax.mesh import parameter_spec
 from mi_jax.train.fingerprints import fingerprints, words
 from mi_jax.train.objective import Objective
 from mi_jax.train.state import TrainState, merge_model, split_model
 from mi_jax.weights.configs import read_json
-from mi_jax.weights.native import is_model, load_state
 
 FOLDER = "checkpoints"
 PRINTS = "fingerprints"
@@ -395,7 +395,7 @@ def start_from(model: nnx.Module, source: str | pathlib.Path, part: str, *, whol
     Raises:
       InputError: `source` is neither, or has a leaf that the model lacks or has in another shape.
     """
-    saved = load_state(source, part) if is_model(source) else _averages_of(source)
+    saved = part_state(source, part) if holds_model(source) else _averages_of(source)
     graph, state = nnx.split(model)
     old = dict(nnx.to_flat_state(saved))
     leaves = {}

@@ -8,7 +8,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from mi_jax.avatar.folders import shipped_models
 from mi_jax.bounds import Positive, Share, Weight
 from mi_jax.diffusion import sample_sigma
 from mi_jax.mesh import spec_of
@@ -40,7 +39,7 @@ class CurriculumObjective(DenoiserObjective):
     def warm_start(self, model: DiT) -> DiT:
         if self.init_from is None:
             return model
-        return start_from(model, shipped_models().get(self.init_from, self.init_from), "dit")
+        return start_from(model, self.init_from, "dit")
 
     def loss(
         self,

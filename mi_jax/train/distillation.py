@@ -1,7 +1,6 @@
 """What distilled denoisers have in common: a frozen teacher, a student of few levels, and samples of both."""
 
 import dataclasses
-import pathlib
 from typing import Annotated, Literal
 
 import jax
@@ -10,7 +9,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from mi_jax.avatar.folders import shipped_models
 from mi_jax.bounds import Guidance as GuidanceWeight
 from mi_jax.bounds import Level, SamplingSteps, Share, Within, check_levels
 from mi_jax.data.features import to_pixels
@@ -107,11 +105,11 @@ class DistillationObjective(DenoiserObjective):
         Raises:
           InputError: the teacher is not there, or is of another size than `dit`.
         """
-        read = start_from(model.teacher, model_source(self.teacher), "dit", whole=True)
+        read = start_from(model.teacher, self.teacher, "dit", whole=True)
         model.teacher = cast(read, self.teacher_dtype)
         if self.student_rank is None:
             if self.student_from is not None:
-                read = start_from(model.student, model_source(self.student_from), "dit", whole=True)
+                read = start_from(model.student, self.student_from, "dit", whole=True)
             # Buffers of its own: the step donates the student's.
             model.student = jax.tree.map(jnp.copy, cast(read, "float32"))
         return model
@@ -171,11 +169,6 @@ def motion(latents: Float[Array, "b t h w c"]) -> Float[Array, "b"]:
 def adapter_of(model: DiT, rank: int, key: Key[Array, ""]) -> lora.Adapter:
     """New factors of the kernels of all blocks: zero, so that they change nothing."""
     return lora.Adapter(lora.init(nnx.state(model), rank=rank, key=key, adapts=lora.blocks_alone))
-
-
-def model_source(name: str) -> str | pathlib.Path:
-    """The folder of a shipped model, or what is named."""
-    return shipped_models().get(name, name)
 
 
 def cast(module: DiT, dtype: str) -> DiT:

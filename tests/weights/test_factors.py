@@ -1,6 +1,7 @@
 """Files of LoRA factors, and models that are adapted by them."""
 
 import dataclasses
+import json
 import os
 
 import jax
@@ -12,6 +13,7 @@ from safetensors.numpy import save_file
 from tiny_avatar import draw_weights, make_avatar, portrait, tiny_config, voice
 
 from mi_jax import cli
+from mi_jax.avatar.folders import avatar_config, holds_model, load_part, part_state
 from mi_jax.errors import InputError
 from mi_jax.mesh import make_mesh
 from mi_jax.models import lora
@@ -169,3 +171,67 @@ def test_merged_for_good(model, factors, tmp_path, capsys):
         assert cli.main(["export", *words]) == 2
         assert fault in capsys.readouterr().err
         assert not (tmp_path / words[1]).exists()
+
+
+@pytest.fixture
+def shipped(model, factors, tmp_path, monkeypatch):
+    """A folder of factors and of another way to sample, for the model that is shipped as "tiny"."""
+    monkeypatch.setattr("mi_jax.avatar.folders.shipped_models", lambda: {"tiny": model})
+    folder = tmp_path / "fast"
+    folder.mkdir()
+    save_factors(folder / "f.safetensors", factors)
+    (folder / "config.json").write_text(json.dumps({"base": "tiny", "lora": ["f.safetensors"], "steps": 7}))
+    return folder
+
+
+def test_a_folder_may_be_a_shipped_model_with_factors(shipped, model):
+    fast, by_hand = load(shipped, devices=1), load(model, lora=shipped / "f.safetensors", devices=1)
+    assert fast.config == dataclasses.replace(by_hand.config, steps=7)
+    assert avatar_config(shipped) == fast.config
+    for one, two in zip(jax.tree.leaves(fast.dit), jax.tree.leaves(by_hand.dit), strict=True):
+        np.testing.assert_array_equal(one, two)
+    part = load_part(shipped, "dit")
+    for read in (nnx.state(part), part_state(shipped, "dit")):
+        for one, two in zip(jax.tree.leaves(read), jax.tree.leaves(nnx.state(by_hand.dit)), strict=True):
+            np.testing.assert_array_equal(one, two)
+    plain = load_part("tiny", "dit")
+    kernels = [m.double.blocks.video.out.kernel[...] for m in (plain, load(model, devices=1).dit, part)]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert np.abs(kernels[2] - kernels[0]).max() > 0.01
+    for one, two in zip(jax.tree.leaves(load_part(shipped, "vae")), jax.tree.leaves(by_hand.encoders.vae), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert holds_model(shipped)
+    assert holds_model("tiny")
+    assert not holds_model(shipped.parent)
+
+
+def test_merging_into_such_a_folder_keeps_what_it_has(shipped, model, factors, tmp_path):
+    arguments = ["export", str(shipped), str(tmp_path / "out"), "--merge-lora", f"{shipped / 'f.safetensors'}:0.5"]
+    assert cli.main(arguments) == 0
+    merged, expected = (
+        load(tmp_path / "out", devices=1),
+        load(model, lora=[(shipped / "f.safetensors", 1.5)], devices=1),
+    )
+    assert merged.config.steps == 7
+    for one, two in zip(jax.tree.leaves(merged.dit), jax.tree.leaves(expected.dit), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("says", "fault"),
+    [
+        ({"base": "nowhere"}, "base is 'nowhere', no shipped model"),
+        ({"base": "../tiny"}, "no shipped model"),
+        ({"base": 3}, "base is 3, no shipped model"),
+        ({"base": "tiny", "lora": "f.safetensors"}, "must be a list of files in the folder"),
+        ({"base": "tiny", "lora": ["../f.safetensors"]}, "must be a list of files in the folder"),
+        ({"base": "tiny", "lora": ["/f.safetensors"]}, "must be a list of files in the folder"),
+        ({"base": "tiny", "lora": ["gone.safetensors"]}, "gone.safetensors"),
+        ({"base": "tiny", "lora": [], "steps": 0}, "steps is 0"),
+        ({"base": "tiny", "lora": [], "stepps": 4}, "stepps"),
+    ],
+)
+def test_such_a_folder_that_cannot_be_read_is_one_line(shipped, says, fault):
+    (shipped / "config.json").write_text(json.dumps(says))
+    with pytest.raises(InputError, match=fault):
+        load(shipped, devices=1)
