@@ -27,7 +27,7 @@ from mi_jax.sample.avatar import denoise_level, guidance_weights
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Args:
-    model: str = "puppet"
+    model: str = "puppet-teacher"
     clips: int = 16
     levels: tuple[float, ...] = (1.0, 0.98, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2)
     seconds: float = 2.6

@@ -34,7 +34,7 @@ EASED = 4  # latent frames in which expression and motion have hardly begun
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Args:
-    model: str = "puppet"
+    model: str = "puppet-teacher"
     clips: int = 24
     seconds: float = 2.6
     seed: int = 77

@@ -1,7 +1,7 @@
 """A model folder from what benchmarks/gpu/puppets.py left in a folder: the base's encoders with the trained modules.
 
 cat OUT/dit.npz.* > OUT/dit.npz; cat OUT/vae.npz.* > OUT/vae.npz       # where they came back in pieces
-python benchmarks/gpu/collect.py OUT FOLDER [--base puppet]
+python benchmarks/gpu/collect.py OUT FOLDER [--base puppet-teacher]
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--base", default="puppet")
+    parser.add_argument("--base", default="puppet-teacher")
     given = parser.parse_args()
     config, encoders = load_encoders(given.base)
     dit = load_part(given.base, "dit")

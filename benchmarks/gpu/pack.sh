@@ -9,6 +9,6 @@ scratch=$(mktemp -d)
   flax==0.12.12 grain==0.2.18 array-record==0.8.6 portpicker==1.6.0 soxr==1.1.0 espeakng-loader==0.2.4
 for wheel in "$scratch"/wheels/*.whl; do "$PYTHON" -m zipfile -e "$wheel" "$scratch/site"; done
 tar -C "$scratch/site" -cf - . | xz -9 > .carry/site.tar.xz
-xz -6 -c mi_jax/assets/puppet/model.safetensors > .carry/model.safetensors.xz
+xz -6 -c mi_jax/assets/puppet-teacher/model.safetensors > .carry/model.safetensors.xz
 JAX_PLATFORMS=cpu "$PYTHON" benchmarks/gpu/puppets.py --compile-for "$KIND" --programs .carry/programs --only vae encode
 rm -r "$scratch"; du -sh .carry

@@ -61,7 +61,7 @@ WEIGHTS = jax.tree.structure(tuple(([(0, 0)] * n, 0) for n in (2, 2, 3)))
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default="puppet", help="model folder that both modules and the encoders come from")
+    parser.add_argument("--base", default="puppet-teacher", help="model that both modules and the encoders are of")
     parser.add_argument("--clips", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--programs", type=pathlib.Path)

@@ -11,7 +11,7 @@ if [ $PART = begin ]; then
 import lzma, os, tarfile
 tarfile.open(".carry/site.tar.xz").extractall(".run/site", filter="data")
 if os.path.exists(".carry/model.safetensors.xz"):
-    with lzma.open(".carry/model.safetensors.xz") as packed, open("mi_jax/assets/puppet/model.safetensors", "wb") as f:
+    with lzma.open(".carry/model.safetensors.xz") as packed, open("mi_jax/assets/puppet-teacher/model.safetensors", "wb") as f:
         f.write(packed.read())
 PYTHON
   setsid nohup nice -n 10 python3 benchmarks/gpu/draw.py .clips --workers 13 --count ${COUNT:-9000} > .run/draw.log 2>&1 &

@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 COUNTS = {
     "pictures": 3400, "masks": 1000, "sounds": 2400, "videos": 1000, "configs": 600, "safetensors": 900,
-    "records": 400, "folders": 200, "checkpoints": 100,
+    "records": 400, "folders": 200, "checkpoints": 100, "factors": 400,
 }  # fmt: skip
 HANGS = 60.0  # seconds
 LARGE = 2**20  # KiB by which a single call may raise the peak of memory
@@ -272,6 +272,34 @@ def read_checkpoint(folder: pathlib.Path) -> None:
     load_ema_state(folder)
 
 
+def make_factors(folder: pathlib.Path) -> None:
+    import numpy as np
+
+    from mi_jax.models.lora import Factors
+    from mi_jax.weights.factors import save_factors
+
+    rng = np.random.default_rng(0)
+    values = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    shapes = {"double.audio.q.kernel": (2, 256, 256), "single.blocks.out.kernel": (3, 2, 1280, 256)}
+    factors = {name: Factors(values(*n, d, 1), values(*n, 1, e)) for name, (*n, d, e) in shapes.items()}
+    (folder / "fast").mkdir()
+    for path in (folder / "f.safetensors", folder / "fast" / "f.safetensors"):
+        save_factors(path, factors)
+    config = {"base": "puppet-teacher", "lora": ["f.safetensors"], "steps": 4, "guidance_audio": 0.0}
+    (folder / "fast" / "config.json").write_text(json.dumps(config))
+
+
+def read_factors(path: pathlib.Path) -> None:
+    from mi_jax.avatar.folders import avatar_config, combined_factors
+    from mi_jax.weights.factors import load_factors
+
+    if path.is_dir():
+        avatar_config(path)
+        combined_factors(path)
+    else:
+        load_factors(path)
+
+
 READERS = {
     "pictures": (make_pictures, read_picture),
     "masks": (make_masks, read_mask),
@@ -282,6 +310,7 @@ READERS = {
     "records": (make_records, read_records),
     "folders": (make_model, read_folder),
     "checkpoints": (make_checkpoints, read_checkpoint),
+    "factors": (make_factors, read_factors),
 }
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 from safetensors.numpy import save
 
 from mi_jax.errors import InputError
-from mi_jax.files import PathLike, disk_faults_named, written_beside
+from mi_jax.files import PathLike, disk_faults_named, existing_file, written_beside
 from mi_jax.models import lora
 from mi_jax.weights.sources import Checkpoint, open_checkpoint
 
@@ -50,10 +50,7 @@ def load_factors(path: PathLike) -> dict[str, lora.Factors]:
     Raises:
       InputError: it is missing, damaged or no file of factors.
     """
-    path = pathlib.Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: a folder; factors are one {SUFFIX} file")
-    return factors_of(open_checkpoint(path))
+    return factors_of(open_checkpoint(existing_file(path, "the file of LoRA factors")))
 
 
 def factors_of(checkpoint: Checkpoint) -> dict[str, lora.Factors]:

@@ -12,7 +12,7 @@ from mi_jax.sample.avatar import load
 
 
 def test_without_a_run_the_encoders_are_those_of_the_base(tmp_path):
-    base = find_model("puppet")
+    base = find_model("puppet-teacher")
     (tmp_path / "runs").mkdir()
     assert export_puppet(tmp_path / "runs", tmp_path / "out", base=base) is False  # no denoiser
     (config, ours), (expected, theirs) = load_encoders(tmp_path / "out"), load_encoders(base)
@@ -26,7 +26,7 @@ def test_without_a_run_the_encoders_are_those_of_the_base(tmp_path):
 
 
 def test_runs_that_are_not_there_and_runs_that_would_be_lost(tmp_path):
-    base, runs = find_model("puppet"), tmp_path / "runs"
+    base, runs = find_model("puppet-teacher"), tmp_path / "runs"
     with pytest.raises(InputError, match="runs: no such folder of runs"):
         export_puppet(runs, tmp_path / "out", base=base)
     (runs / "stage1").mkdir(parents=True)

@@ -1,25 +1,37 @@
-"""The weights that ship: they fit the package, and what they make is the puppet of the portrait, speaking."""
+"""The weights that ship: they fit the package, and what they make is the puppet of the portrait, speaking: the student
+in its four steps, and its teacher in as many of its 25."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 
 import mi_jax
-from mi_jax.avatar.folders import find_model
+from mi_jax.avatar.folders import avatar_config, find_model
 from mi_jax.puppets.clips import draw
 from mi_jax.puppets.reading import correlation, identity, mouth_opening
+from mi_jax.sample.avatar import guidance_branches
 
 
-@pytest.fixture(scope="module")
-def clip_and_video():
-    """A puppet that training never saw, in 33 frames: one window. Four steps of 25 are enough to tell."""
+@pytest.fixture(scope="module", params=["puppet", "puppet-teacher"])
+def clip_and_video(request):
+    """A puppet that training never saw, in 33 frames: one window."""
     clip = draw(5, seed=1000, split="test", seconds=1.32)
     speaker = mi_jax.Speaker(clip.audio, mask=clip.mask)
-    video = mi_jax.load("puppet", devices=1).animate(clip.video[0], [speaker], clip.prompt, seed=0, steps=4)
+    video = mi_jax.load(request.param, devices=1).animate(clip.video[0], [speaker], clip.prompt, seed=0, steps=4)
     return clip, video
 
 
-def test_the_model_folder_has_at_most_50_mb():
-    assert sum(path.stat().st_size for path in find_model("puppet").rglob("*") if path.is_file()) <= 50e6
+def test_the_models_have_at_most_55_mb():
+    files = [path for name in ("puppet", "puppet-teacher") for path in find_model(name).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 55e6
+
+
+def test_the_student_is_sampled_in_four_steps_without_guidance():
+    student, teacher = avatar_config("puppet"), avatar_config("puppet-teacher")
+    assert (student.steps, student.guidance_audio, student.guidance_text) == (4, 0.0, 0.0)
+    assert student == dataclasses.replace(teacher, steps=4, guidance_audio=0.0)
+    assert guidance_branches(student.dit, {"audio": student.guidance_audio, "text": student.guidance_text}) == 1
 
 
 def test_a_video_is_as_long_as_its_voice_and_shows_the_puppet_of_its_portrait(clip_and_video):

@@ -82,7 +82,13 @@ def test_files_of_other_things_are_refused(factors, tmp_path):
     assert "(a.down, a.up)" in refused({"a.down": down.astype(np.int32), "a.up": up.astype(np.int32)})
     assert "it is empty" in refused({})
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "x.safetensors").read_bytes()[:5])
-    for path, fault in (("cut.safetensors", "cut short"), ("nowhere.safetensors", "no such"), ("", "a folder")):
+    long = f"{'x' * 300}.safetensors"
+    for path, fault in (
+        ("cut.safetensors", "cut short"),
+        ("gone", "not found"),
+        ("", "is a folder"),
+        (long, "not found"),
+    ):
         with pytest.raises(InputError, match=fault):
             load_factors(tmp_path / path)
     save_factors(tmp_path / "good.safetensors", factors)
