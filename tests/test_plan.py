@@ -454,7 +454,7 @@ def test_real_machines_get_their_kernels(config, topology, kernels):
     if topology == "h100:2":
         made = json.loads(run.stdout.splitlines()[-1])
         assert (made["device"], made["devices"], made["fits"]) == ("H100 SXM", 2, True)
-        assert made["memory"]["available"] == DEVICES["h100"].memory
+        assert made["memory"]["available"] == DEVICES["h100"].usable
         assert {row["kind"] for row in made["moved"]} >= {"all-gather", "all-to-all"}
         assert {row["span"] for row in made["moved"]} == {"in host"}
 
