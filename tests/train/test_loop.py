@@ -344,6 +344,17 @@ def events_of(path: pathlib.Path) -> list[Event]:
     return events
 
 
+def test_numbers_among_samples_are_scalars_and_the_bar_bears_the_runs_name(tmp_path, capsys):
+    log = RunLog(tmp_path, "my run", 0, 10)
+    log.samples(3, {"ratio": 0.5, "picture": np.zeros((4, 4, 3), np.uint8)})
+    log.close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    values = {value.tag: value for event in events_of(path) for value in event.summary.value}
+    assert values["samples/ratio"].simple_value == 0.5
+    assert values["samples/picture"].image.height == 4
+    assert "my run:" in capsys.readouterr().err
+
+
 def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path):
     log = RunLog(tmp_path, "test", 0, 10)
     for step in (2, 4, 6):
