@@ -35,5 +35,5 @@ config = dataclasses.replace(
         mid_clip=dmd2.objective.mid_clip,
         sample_vae=dmd2.objective.sample_vae,
     ),
-    steps=600,
+    steps=200,
 )

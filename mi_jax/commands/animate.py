@@ -57,7 +57,7 @@ def animate(
       devices: how many share the work; by default all.
       seq: of these, how many share the tokens of a window; by default what suits the video.
     """
-    from mi_jax.avatar.folders import avatar_config, combined_factors
+    from mi_jax.avatar.folders import avatar_config
     from mi_jax.data import pictures, video_files
     from mi_jax.data.detector import named_detector
     from mi_jax.files import refuse_inputs
@@ -97,7 +97,6 @@ def animate(
     frames = inputs.num_frames(longest if seconds is None else seconds)
     video_files.check_space(out, frames, config.height, config.width)
     check_memory(config, frames, len(voices), window)
-    combined_factors(model, adaptations)
     masks = inputs.find_masks(config, pixels, mask or [None] * len(voices), face_model) if voices else []
     loaded = avatar.load(model, lora=adaptations, devices=devices, seq=seq)
     with ProgressBar("denoising", "step") as bar:

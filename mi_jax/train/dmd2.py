@@ -145,8 +145,9 @@ class DMD2Objective(DistillationObjective):
     ) -> tuple[Float[Array, "b"], dict[str, Array]]:
         """What `turn` minimises, for each example; scalars beside it.
 
-        student: base, matching (the rms of Eq. 5's gradient), normaliser (its denominator), what the weights are, and
-        motion as a ratio to the data's. critic: fake (Eq. 6) and motion.
+        student: base and matching (both losses) and their weights, gradient (the rms of Eq. 5's) and normaliser (its
+        denominator), and motion as a ratio to the data's; missing_motion and gan where they are asked. critic: fake
+        (Eq. 6), motion, and what the discriminator says of data and student (judged_real, judged_fake).
         """
         keys = jax.random.split(key, 3)
         clean = batch["latents"].astype(jnp.float32)

@@ -14,8 +14,9 @@ from tiny_records import TINY, record
 
 from mi_jax.data.records import write_records
 from mi_jax.errors import InputError
-from mi_jax.mesh import make_mesh, shard_parameters
+from mi_jax.mesh import make_mesh, on_mesh, shard_parameters
 from mi_jax.models.dit import DiT
+from mi_jax.train.adversarial import Discriminator
 from mi_jax.train.checkpoints import at_start, named_leaves
 from mi_jax.train.distillation import motion
 from mi_jax.train.distribution_matching import matching_loss
@@ -109,7 +110,6 @@ def test_a_student_of_factors_starts_as_the_teacher_and_has_no_weights_of_its_ow
 def test_the_critic_comes_nearer_to_the_student_once_a_cycle():
     told = objective(student_rank=2, follow=0.25)
     _, params, _ = split_model(at_start(told, jax.random.key(0)), told)
-    student = {"student": jax.tree.map(lambda x: x + 4, params["critic"])}
     student = {"student": nnx.State({"student": params["critic"]["critic"]})}
     student = jax.tree.map(lambda x: x + 4, student)
     for step, nearer in ((0, 0.0), (5, 0.0), (6, 1.0), (7, 0.0), (12, 1.0)):
@@ -159,7 +159,7 @@ def test_motion_is_none_where_nothing_moves():
 
 @pytest.mark.long
 def test_on_eight_devices_it_is_what_it_is_on_one():
-    """Both turns, with the discriminator and guidance, on windows whose tokens the mesh has to pad."""
+    """Both turns, with the discriminator and guidance."""
     forms = FORMS["all weights, everything asked"] | {"guidance_text": 0.5}
     told = objective(**forms)
     config = settings(told)
@@ -183,6 +183,24 @@ def test_on_eight_devices_it_is_what_it_is_on_one():
         assert one.keys() == two.keys()
         for name in one:
             assert two[name] == pytest.approx(one[name], rel=2e-3, abs=1e-5), name
+
+
+def test_the_discriminator_counts_no_padding():
+    """12 tokens over 8 devices are padded to 16; the mean logit is that of one device."""
+    judge = Discriminator(SMALL, (("double", 0), ("single", 1)), 8, rngs=nnx.Rngs(0))
+    judge.heads.fc2.bias[...] = jnp.asarray([[0.5], [1.5]])
+    given, told = batch(1), objective()
+
+    @jax.jit
+    def run(judge, model, given, sigma):
+        return judge(model, given["latents"].astype(jnp.float32), sigma, told.conditions(model, given))
+
+    alone = run(judge, TEACHER, given, jnp.asarray([0.4]))
+    assert abs(float(alone[0])) > 0.1
+    mesh = make_mesh(data=1, seq=8)
+    with on_mesh(mesh):
+        spread = run(shard_parameters(judge, mesh), shard_parameters(TEACHER, mesh), given, jnp.asarray([0.4]))
+    np.testing.assert_allclose(spread, alone, rtol=1e-4)
 
 
 @pytest.mark.long
