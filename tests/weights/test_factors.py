@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 from safetensors.numpy import save_file
 from tiny_avatar import draw_weights, make_avatar, portrait, tiny_config, voice
 
@@ -177,6 +178,30 @@ def test_merged_for_good(model, factors, tmp_path, capsys):
         assert cli.main(["export", *words]) == 2
         assert fault in capsys.readouterr().err
         assert not (tmp_path / words[1]).exists()
+
+
+def test_animate_takes_files_with_weights_and_names_what_is_wrong(model, factors, tmp_path, capsys):
+    Image.fromarray(portrait()).save(tmp_path / "p.png")
+    save_factors(tmp_path / "f.safetensors", factors)
+    other = {f"{name}x": pair for name, pair in factors.items()}
+    save_factors(tmp_path / "other.safetensors", other)
+
+    def animate(out, *lora):
+        words = ["animate", str(tmp_path / "p.png"), "--model", str(model), "--seconds", "0.2", "--steps", "1"]
+        code = cli.main([*words, "--out", str(tmp_path / out), *(w for file in lora for w in ("--lora", str(file)))])
+        return code, capsys.readouterr().err.strip().splitlines()[-1:]
+
+    assert animate("plain.mp4")[0] == 0
+    assert animate("two.mp4", f"{tmp_path / 'f.safetensors'}:0.5", tmp_path / "f.safetensors")[0] == 0
+    assert (tmp_path / "plain.mp4").read_bytes() != (tmp_path / "two.mp4").read_bytes()
+    code, (line,) = animate("no.mp4", tmp_path / "other.safetensors")
+    assert code == 2
+    assert all(name in line for name in other)
+    for wrong, fault in ((f"{tmp_path / 'f.safetensors'}:x", "comes a weight"), (tmp_path / "gone", "not found")):
+        code, (line,) = animate("no.mp4", wrong)
+        assert code == 2
+        assert fault in line
+    assert not (tmp_path / "no.mp4").exists()
 
 
 @pytest.fixture
