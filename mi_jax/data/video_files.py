@@ -143,7 +143,10 @@ def _encoded(video, frame: av.VideoFrame, path: pathlib.Path) -> list:
 
 
 def _add_video(container, shape: tuple[int, ...], fps: int, crf: int):
-    stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": "medium"})
+    # x264's macroblock tree reads memory that nobody wrote where the width is no multiple of 128: the same frames
+    # become another file each time, 2 of 255 apart. Without it files are a quarter to two fifths larger.
+    options = {"crf": str(crf), "preset": "medium", "x264-params": "mbtree=0"}
+    stream = container.add_stream("libx264", rate=fps, options=options)
     stream.height, stream.width = written_size(*shape[:2])
     stream.pix_fmt = "yuv420p"
     stream.time_base = Fraction(1, fps)

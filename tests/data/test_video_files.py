@@ -2,10 +2,12 @@
 
 import pathlib
 import resource
+from importlib import resources
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_media import one_line, speech_like
 
 from mi_jax.data import video_files
@@ -34,6 +36,20 @@ def test_video_round_trip_keeps_frames_colours_and_sound(tmp_path, size):
     assert np.corrcoef(sound[: len(audio)], audio)[0, 1] > 0.99
     assert len(sound) == len(audio)
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_the_same_frames_are_the_same_file_whatever_lay_in_memory(tmp_path):
+    rng = np.random.default_rng(0)
+    with resources.as_file(resources.files("mi_jax") / "assets/examples/portrait.png") as path:
+        portrait = np.asarray(Image.open(path).convert("RGB").resize((544, 544)))
+    frames = np.stack([portrait[index // 4 :, index // 2 :][:272, :272] for index in range(60)])
+    written = set()
+    for number in range(4):
+        left = [rng.integers(0, 255, rng.integers(1_000, 60_000), np.uint8) for _ in range(1_500)]
+        del left
+        video_files.write_video(tmp_path / f"{number}.mp4", frames)
+        written.add((tmp_path / f"{number}.mp4").read_bytes())
+    assert len(written) == 1
 
 
 def test_stereo_sound_is_written_per_channel(tmp_path):
