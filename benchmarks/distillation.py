@@ -3,8 +3,10 @@
     python benchmarks/distillation.py --clips 100 --out benchmarks/results/distillation \
         --variants "teacher 25=puppet,,25,1" "teacher 4=puppet,,4,1" "DMD2 4=puppet,four-steps.safetensors,4,0"
 
-A variant is NAME=MODEL,LORA,STEPS,GUIDANCE_AUDIO; LORA may be empty. Writes OUT.json, OUT.csv (a row per clip and
-variant) and OUT.png (frames: the truth, then each variant). Read from generated pixels (`mi_jax.puppets.reading`):
+A variant is NAME=MODEL,LORA,STEPS,GUIDANCE_AUDIO; LORA may be empty. `--run RUN` adds every checkpoint that a
+distillation keeps, each sampled as its student is, and says which one to take by lips and motion (`chosen`). Writes
+OUT.json, OUT.csv (a row per clip and variant) and OUT.png (frames: the truth, then each variant). Read from generated
+pixels (`mi_jax.puppets.reading`):
 
 - correlation, offset: of the mouth's opening with the true one, and the lag in frames of the best correlation;
 - identity (distance to the portrait outside the mouth) and sharpness, relative to the truth's;
@@ -20,6 +22,7 @@ import dataclasses
 import json
 import os
 import platform
+import tempfile
 import time
 from pathlib import Path
 
@@ -34,12 +37,18 @@ from mi_jax.data.features import to_signed
 from mi_jax.models.tiling import encode_latents
 from mi_jax.puppets.clips import draw
 from mi_jax.puppets.reading import correlation, identity, mouth_opening, obedience, sharpness, sync_offset
+from mi_jax.train.export import averaged_checkpoint, sampled_in
+from mi_jax.weights.factors import factors_of, save_factors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Args:
     out: Path
     variants: tuple[str, ...]
+    run: Path | None = None
+    """Of `mi-jax train`: a student of factors."""
+    base: str = "puppet-teacher"
+    """The model that the factors of `run` change."""
     clips: int = 100
     seconds: float = 2.6
     seed: int = 1000
@@ -84,6 +93,24 @@ def open_variants(texts: tuple[str, ...]) -> list[Variant]:
             loaded[model, lora] = mi_jax.load(model, lora=[lora] if lora else [])
         variants.append(Variant(name, loaded[model, lora], int(steps), float(guidance)))
     return variants
+
+
+def checkpoints_of(run: Path, base: str, folder: Path) -> list[str]:
+    """A variant of each checkpoint that a run keeps; the factors are written to `folder`."""
+    sampled, texts = sampled_in(run), []
+    for step in sorted(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()):
+        file = folder / f"{step}.safetensors"
+        save_factors(file, factors_of(averaged_checkpoint(run, step=step)))
+        texts.append(f"step {step}={base},{file},{sampled['steps']},0")
+    return texts
+
+
+def chosen(summary: dict[str, dict], reference: str, names: list[str]) -> str | None:
+    """Of these variants the one whose lips are best among those that move 0.9 to 1.1 times as much as the reference;
+    None where none does. Losses do not tell students apart."""
+    least, most = (share * summary[reference]["motion"]["mean"] for share in (0.9, 1.1))
+    moving = [name for name in names if least <= summary[name]["motion"]["mean"] <= most]
+    return max(moving, key=lambda name: summary[name]["correlation"]["mean"], default=None)
 
 
 def told(avatar: mi_jax.Avatar, clip) -> mi_jax.Conditions:
@@ -166,7 +193,9 @@ def measure(args: Args, variants: list[Variant]) -> tuple[list[dict], dict, list
 
 
 def main(args: Args) -> None:
-    variants = open_variants(args.variants)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = [] if args.run is None else checkpoints_of(args.run, args.base, Path(folder))
+        variants = open_variants((*args.variants, *kept))
     rows, summary, shown = measure(args, variants)
     report = {
         "variants": summary,
@@ -184,6 +213,9 @@ def main(args: Args) -> None:
     Image.fromarray(np.concatenate(shown, axis=0)).save(args.out.with_suffix(".png"), optimize=True)
     for name, numbers in summary.items():
         print(name, {key: value["mean"] if isinstance(value, dict) else value for key, value in numbers.items()})
+    if kept:
+        names = [text.partition("=")[0] for text in kept]
+        print(f"to take of {args.run}: {chosen(summary, variants[0].name, names) or 'none moves as the first variant'}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mi_jax.bounds import Guidance, SamplingSteps
+from mi_jax.bounds import Count, Guidance, SamplingSteps
 from mi_jax.commands.terminal import ProgressBar, adaptations_of
 from mi_jax.errors import InputError
 
@@ -19,6 +19,7 @@ def export(
     source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN|MODEL")]],
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]],
     base: Annotated[str | None, tyro.conf.arg(metavar="puppet|DIR")] = None,
+    checkpoint: Count | None = None,
     turn: str | None = None,
     merge_lora: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE[:WEIGHT]")]] = (),
     steps: SamplingSteps | None = None,
@@ -29,7 +30,7 @@ def export(
 ) -> None:
     """Makes a model folder that `animate` reads from a training run.
 
-    The averaged denoiser of the run's latest checkpoint, and the encoders of a model folder. The run may go on
+    The averaged denoiser of a checkpoint of the run, and the encoders of a model folder. The run may go on
     meanwhile. Of a run that trains LoRA factors, OUT is either a model folder whose kernels they change, or (with a
     name that ends in .safetensors) a file of the factors, for `animate --lora`.
 
@@ -38,6 +39,7 @@ def export(
       out: the model folder to write, or a .safetensors file of factors.
       base: the shipped model or model folder whose VAE, encoders, tokenizers and defaults of sampling are taken along,
         and, for a run that trains LoRA factors, whose denoiser they change.
+      checkpoint: the step of the checkpoint; by default the latest that the run keeps.
       turn: whose parameters, where several parts are trained in turn; by default a student's.
       merge_lora: a file of LoRA factors that change the denoiser, with its weight, by default 1; may be given again.
       steps: denoising steps that the folder's config says; by default the run's own, or the base's.
@@ -58,7 +60,8 @@ def export(
             raise InputError(f"{source}: a model already; --merge-lora says what to change, else give a training run")
         base, denoiser, dit, factors, sampling = source, None, None, {}, {}
     else:
-        dit, denoiser, sampling = denoiser_config(source), averaged_checkpoint(source, turn), sampled_in(source)
+        dit, sampling = denoiser_config(source), sampled_in(source)
+        denoiser = averaged_checkpoint(source, turn, checkpoint)
         factors = {}
         if all(name.endswith((".down", ".up")) for name in denoiser.tensors):
             denoiser, factors = None, factors_of(denoiser)

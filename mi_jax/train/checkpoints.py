@@ -289,18 +289,22 @@ def _before_turns(name: str) -> str:
     return re.sub(r"^(params|opt_state|ema)\.model\.", r"\1.", name)
 
 
-def latest_of(run: str | pathlib.Path) -> Any:
-    """The folder of a run's latest checkpoint.
+def checkpoint_of(run: str | pathlib.Path, step: int | None = None) -> Any:
+    """The folder of a run's latest checkpoint, or of that of `step`.
 
     Raises:
-      InputError: `run` holds no finished checkpoint.
+      InputError: `run` holds no finished checkpoint, or none of `step`.
     """
     folder = pathlib.Path(run).absolute() / FOLDER
     # A reader must not sweep half-written checkpoints away: the run may be alive and writing.
-    latest = ocp.training.Checkpointer(folder).latest if folder.is_dir() else None
-    if latest is None:
+    found = {x.step: x.path for x in ocp.training.Checkpointer(folder).checkpoints} if folder.is_dir() else {}
+    if not found:
         raise InputError(f"{run}: holds no finished checkpoint")
-    return latest.path
+    if step is None:
+        return found[max(found)]
+    if step not in found:
+        raise InputError(f"{run}: holds no finished checkpoint of step {step}, only of {', '.join(map(str, found))}")
+    return found[step]
 
 
 def averaged_names(path: Any, turn: str | None = None) -> dict[str, Any]:
@@ -333,7 +337,7 @@ def load_ema_state(run: str | pathlib.Path, turn: str | None = None) -> Any:
     Raises:
       InputError: `run` holds no finished checkpoint, no such turn, or a damaged one.
     """
-    path = latest_of(run)
+    path = checkpoint_of(run)
     mesh = jax.sharding.get_mesh()
 
     def target(shape, dtype):
@@ -414,7 +418,7 @@ def start_from(model: nnx.Module, source: str | pathlib.Path, part: str, *, whol
 
 def _averages_of(run: str | pathlib.Path) -> Any:
     """The averages of a run's model; of one that distils, of its student."""
-    turns = {name.split(".")[1] for name in _metadata(latest_of(run)).metadata if name.startswith("params.")}
+    turns = {name.split(".")[1] for name in _metadata(checkpoint_of(run)).metadata if name.startswith("params.")}
     if "student" not in turns:
         return load_ema_state(run)
     student = load_ema_state(run, "student")

@@ -9,7 +9,7 @@ import numpy as np
 
 from mi_jax.errors import InputError
 from mi_jax.models.dit import DiTConfig
-from mi_jax.train.checkpoints import averaged_names, latest_of, read_leaves
+from mi_jax.train.checkpoints import averaged_names, checkpoint_of, read_leaves
 from mi_jax.weights.configs import config_from_json, read_json
 from mi_jax.weights.sources import Checkpoint, Stored
 
@@ -47,14 +47,16 @@ def _without_classes(value: Any) -> Any:
     return [_without_classes(item) for item in value] if isinstance(value, list) else value
 
 
-def averaged_checkpoint(run: str | pathlib.Path, turn: str | None = None) -> Checkpoint:
+def averaged_checkpoint(run: str | pathlib.Path, turn: str | None = None, step: int | None = None) -> Checkpoint:
     """The averages of a run's trained parameters, of one turn or of all, under their names in the module: read a few
     leaves at a time, whatever the number of processes and devices that wrote them.
 
+    step: of the checkpoint; by default the latest.
+
     Raises:
-      InputError: `run` holds no finished checkpoint, or no such turn.
+      InputError: `run` holds no such finished checkpoint, or no such turn.
     """
-    path = latest_of(run)
+    path = checkpoint_of(run, step)
     leaves = averaged_names(path, turn)
     if turn is None and any(name.startswith("student.") for name in leaves):  # of a run that distils, its student
         turn = "student"

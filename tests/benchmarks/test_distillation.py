@@ -30,3 +30,17 @@ def test_places_are_pooled_three_by_three():
     pooled = SCRIPT["pooled"](latents)
     assert pooled.shape == (1, 3, 3, 1)
     assert pooled[0, 0, 0, 0] == np.mean([0, 1, 6, 7])
+
+
+def test_a_checkpoint_is_chosen_by_lips_among_those_that_move():
+    summary = {
+        name: {"correlation": {"mean": lips}, "motion": {"mean": moves}}
+        for name, lips, moves in (
+            ("teacher", 0.9, 0.8),
+            ("still", 0.95, 0.7),
+            ("good", 0.91, 0.85),
+            ("worse", 0.9, 0.8),
+        )
+    }
+    assert SCRIPT["chosen"](summary, "teacher", ["still", "good", "worse"]) == "good"
+    assert SCRIPT["chosen"](summary, "teacher", ["still"]) is None

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from orbax.checkpoint import v1 as ocp
 from safetensors import safe_open
 from tiny_avatar import make_avatar, portrait, tiny_config, voice
 
@@ -24,6 +25,7 @@ from mi_jax.train.adaptation import AdaptationObjective
 from mi_jax.train.checkpoints import load_ema
 from mi_jax.train.curriculum import CurriculumObjective
 from mi_jax.train.dmd2 import DMD2Objective
+from mi_jax.train.export import averaged_checkpoint
 from mi_jax.train.loop import train
 from mi_jax.train.objective import TrainConfig
 from mi_jax.train.turns import OptimizerConfig
@@ -130,6 +132,21 @@ def test_what_cannot_be_exported_is_one_line(prepared, tmp_path, capsys):
     dit = dataclasses.asdict(CONFIG.dit)
     (run / "config.json").write_text(json.dumps({"objective": {"dit": dit}}))
     assert "run: holds no finished checkpoint" in refused(run, tmp_path / "out", "--base", base)
+    with ocp.training.Checkpointer(run / "checkpoints") as checkpoints:
+        for step in (2, 4):
+            checkpoints.save_checkpointables(step, {"state": {"params.model.x": np.ones(step)}})
+    line = refused(run, tmp_path / "out", "--base", base, "--checkpoint", "3")
+    assert "run: holds no finished checkpoint of step 3, only of 2, 4" in line
+
+
+def test_a_checkpoint_is_taken_by_its_step(tmp_path):
+    with ocp.training.Checkpointer(tmp_path / "checkpoints") as checkpoints:
+        for step in (2, 4):
+            state = {"params.model.x": np.full(3, step, np.float32)}
+            checkpoints.save_checkpointables(step, {"state": state}, custom_metadata={"data": "0"})
+    for step, value in ((None, 4), (4, 4), (2, 2)):
+        (tensor,) = averaged_checkpoint(tmp_path, step=step).tensors.values()
+        np.testing.assert_array_equal(tensor.read(), np.full(3, value))
 
 
 def test_encoders_that_do_not_feed_the_denoiser_are_named(prepared, tmp_path):
