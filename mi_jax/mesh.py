@@ -141,6 +141,11 @@ def spread_batch(tree):
     return jax.tree.map(lambda x: jax.reshard(x, P("data" if x.shape[0] % mesh.shape["data"] == 0 else None)), tree)
 
 
+def gather(x: jax.Array) -> jax.Array:
+    """The whole of `x` on every device of the mesh in force."""
+    return jax.reshard(x, P()) if jax.sharding.get_abstract_mesh().axis_names else x
+
+
 def axis_size(name: str) -> int:
     """Devices along a mesh axis; 1 without a mesh."""
     return dict(jax.sharding.get_abstract_mesh().shape).get(name, 1)

@@ -13,7 +13,7 @@ so where there are several devices each takes one at a time (host memory then ho
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -99,21 +99,40 @@ def _spatial(run: Callable, x: np.ndarray, tile: int, step: int, out_step: int) 
     return np.concatenate(rows, axis=2)
 
 
-def _temporal(run: Callable, x: np.ndarray, tile: int, step: int, out_step: int) -> Iterator[np.ndarray]:
-    """Runs tiles of x [b t h w c] in time and yields the finished pieces of the output in order."""
-    if x.shape[1] <= tile + 1:
-        yield run(x)
-        return
-    earlier = None
-    for i in range(0, x.shape[1], step):
-        y = run(x[:, i : i + tile + 1])
+def _temporal(
+    run: Callable, pieces: Iterable[np.ndarray], tile: int, step: int, out_step: int, causal: bool = False
+) -> Iterator[np.ndarray]:
+    """Runs tiles of x [b t h w c], which comes in `pieces` along time, and yields the output in order. A tile is run as
+    soon as it is known whether anything follows it.
+
+    causal: nothing of the output depends on what follows, so that the last of several tiles may be filled up: one
+    shape serves videos of all lengths. The output then goes on beyond the end.
+    """
+    pieces, x, ended = iter(pieces), None, False
+    earlier, i = None, 0  # x begins where tile i does
+    while True:
+        while not ended and (x is None or x.shape[1] <= tile + 1):
+            more = next(pieces, None)
+            if more is None:
+                ended = True
+            else:
+                x = more if x is None else np.concatenate([x, more], axis=1)
+        if x is None:
+            return
+        if i == 0 and x.shape[1] <= tile + 1:
+            yield run(x)
+            return
+        if not x.shape[1]:
+            return
+        cut = x[:, : tile + 1]
+        y = run(np.pad(cut, [(0, 0), (0, (tile + 1 - cut.shape[1]) * causal), *[(0, 0)] * 3], mode="edge"))
         if i == 0:
             yield y[:, : out_step + 1]
             y = y[:, 1:]
         else:
             y = _fade(earlier, y[:, 1:], out_step, axis=1)
             yield y[:, :out_step]
-        earlier = y
+        earlier, x, i = y, x[:, step:], i + 1
 
 
 def _steps(c: VAEConfig) -> tuple[int, int, int, int]:
@@ -148,7 +167,7 @@ def encode_tiled(
     def tile(x):
         return _spatial(run, x, size, step, step // s)
 
-    pieces = _temporal(tile, np.asarray(video), frames, frame_step, frame_step // st)
+    pieces = _temporal(tile, [np.asarray(video)], frames, frame_step, frame_step // st)
     latents = np.concatenate(list(pieces), axis=1)[:, : (f - 1) // st + 1, : height // s, : width // s]
     mean, logvar = np.split(latents, 2, axis=-1)
     return mean, logvar
@@ -161,19 +180,35 @@ def decode_pieces(
 
     With `devices`, tiles side by side are decoded at the same time, one on each.
     """
-    s, st = vae.config.spatial_stride, vae.config.temporal_stride
-    _, t, h, w, _ = latents.shape
-    size, step, frames, frame_step = _steps(vae.config)
+    return decode_stream(vae, [latents], devices=devices)
 
+
+def decode_stream(
+    vae: VAE,
+    chunks: Iterable[Float[Array | np.ndarray, "b t h w c"]],
+    *,
+    devices: Sequence[jax.Device] | None = None,
+) -> Iterator[Float[np.ndarray, "b n H W 3"]]:
+    """The same of latents that come in `chunks` along time, of a number that need not be known: the same frames, each
+    as soon as the tile it is in is there, in memory that does not grow with the video."""
+    s, st = vae.config.spatial_stride, vae.config.temporal_stride
+    size, step, frames, frame_step = _steps(vae.config)
     run = _on_devices(_decode, vae, devices)
+    seen, given, sides = 0, 0, None
 
     def tile(z):
         return _spatial(run, z, size // s, step // s, step)
 
-    left = (t - 1) * st + 1
-    for piece in _temporal(tile, np.asarray(latents), frames // st, frame_step // st, frame_step):
-        piece = piece[:, :left, : h * s, : w * s]
-        left -= piece.shape[1]
+    def counted():
+        nonlocal seen, sides
+        for chunk in chunks:
+            seen, sides = seen + chunk.shape[1], chunk.shape[2:4]
+            yield np.asarray(chunk)
+
+    causal = vae.config.norm == "rms"
+    for piece in _temporal(tile, counted(), frames // st, frame_step // st, frame_step, causal):
+        piece = piece[:, : (seen - 1) * st + 1 - given, : sides[0] * s, : sides[1] * s]
+        given += piece.shape[1]
         if piece.shape[1]:
             yield piece
 

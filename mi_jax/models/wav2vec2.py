@@ -12,6 +12,7 @@ of one tap). As in the reference for the base models there is no attention mask:
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -249,7 +250,7 @@ def normalise(waveform: Float[Array | np.ndarray, "... n"]) -> Float[Array | np.
 
 
 def first_conv_moments(
-    model: Wav2Vec2, waveform: Float[np.ndarray, "n"]
+    model: Wav2Vec2, waveform: "Float[np.ndarray, 'n'] | NormalisedSound"
 ) -> tuple[Float[Array, "c"], Float[Array, "c"]]:
     """Mean and variance over time of the first convolution's output, per channel, without computing that output.
 
@@ -257,13 +258,15 @@ def first_conv_moments(
     """
     conv = model.convs[0]
     kernel = np.asarray(conv.kernel[...], np.float64)[:, 0]  # [k c]
-    frames = np.lib.stride_tricks.sliding_window_view(waveform, len(kernel))[:: conv.stride]
-    total, products = np.zeros(len(kernel)), np.zeros((len(kernel), len(kernel)))
-    for first in range(0, len(frames), MOMENT_FRAMES):
-        part = frames[first : first + MOMENT_FRAMES].astype(np.float64)
+    taps, count = len(kernel), (len(waveform) - len(kernel)) // conv.stride + 1
+    total, products = np.zeros(taps), np.zeros((taps, taps))
+    for first in range(0, count, MOMENT_FRAMES):
+        last = min(first + MOMENT_FRAMES, count) - 1
+        samples = waveform[first * conv.stride : last * conv.stride + taps].astype(np.float64)
+        part = np.lib.stride_tricks.sliding_window_view(samples, taps)[:: conv.stride]
         total, products = total + part.sum(0), products + part.T @ part
-    mean = total / len(frames)
-    covariance = products / len(frames) - np.outer(mean, mean)
+    mean = total / count
+    covariance = products / count - np.outer(mean, mean)
     variance = np.einsum("ic,ij,jc->c", kernel, covariance, kernel)
     return jnp.asarray(mean @ kernel, jnp.float32), jnp.asarray(np.maximum(variance, 0), jnp.float32)
 
@@ -276,52 +279,107 @@ def filled_length(length: int, most: int, least: int = 8) -> int:
     return min(filled, most)
 
 
+class NormalisedSound:
+    """Samples of a sound over all of which `normalise` has been, cut or filled with silence to `length`.
+
+    They are computed where they are read, so that the sound may be hours long and lie on the disk (`np.memmap`).
+    """
+
+    def __init__(self, waveform: Float[np.ndarray, "n"], length: int):
+        self.waveform, self.length = waveform, length
+        mean = _mean(waveform, lambda x: x)
+        variance = _mean(waveform, lambda x: np.square(x - mean))
+        self.mean, self.scale = np.float32(mean), np.float32(np.sqrt(variance + 1e-7))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, part: slice) -> Float[np.ndarray, "m"]:
+        first, last, _ = part.indices(self.length)
+        samples = np.zeros(max(0, last - first), np.float32)
+        heard = self.waveform[first : min(last, len(self.waveform))]
+        samples[: len(heard)] = (heard - self.mean) / self.scale
+        return samples
+
+
+def _mean(waveform: np.ndarray, of: Callable, piece: int = 2**22) -> float:
+    pieces = (waveform[i : i + piece].astype(np.float64) for i in range(0, len(waveform), piece))
+    return sum(float(of(x).sum()) for x in pieces) / len(waveform)
+
+
 @jax.jit
 def _encode(model: Wav2Vec2, waveform: Array, moments: tuple[Array, Array], num_steps: Array) -> Array:
     return model(waveform[None], moments, num_steps)[0]
 
 
-def hidden_states(
-    model: Wav2Vec2,
-    waveform: Float[Array | np.ndarray, "n"],
-    num_video_frames: int,
-    *,
-    chunk_seconds: float = 20.0,
-    context_seconds: float = 2.0,
-) -> Float[np.ndarray, "s l d"]:
-    """Hidden states [2 * num_video_frames, L, D] of a raw 16 kHz signal: video frame f owns steps 2f and 2f + 1.
+class HiddenStates:
+    """Hidden states of a raw 16 kHz signal, computed where they are read: video frame f owns steps 2f and 2f + 1.
 
     Step n sees the samples of [20n, 20n + 25) ms before the transformer mixes them, so nothing is padded in front; the
     end is cut, or filled with silence, to make the count exact. The whole signal is normalised once.
 
     A signal of at most `chunk_seconds` is encoded whole, as the reference would. Behind its end it is filled up to the
     next of a few lengths, each compiled once; the filling is not seen. A longer one goes through in chunks of exactly
-    `chunk_seconds` and in bounded memory; each hands over the steps that have `context_seconds` of sound on both sides
-    (the last chunk is moved back to end with the signal). All chunks share the whole signal's statistics at the group
-    norm, so chunks differ from the whole only in how far attention sees.
-    """
-    if num_video_frames < 1 or not len(waveform):
-        raise ValueError(f"{len(waveform)} samples cannot give the audio of {num_video_frames} video frames")
-    config = model.config
-    num_steps = 2 * num_video_frames
-    samples = normalise(np.asarray(waveform, np.float32))[: config.num_samples(num_steps)]
-    samples = np.pad(samples, (0, config.num_samples(num_steps) - len(samples)))
+    `chunk_seconds` and in bounded memory, of which each gives the steps that have `context_seconds` of sound on both
+    sides (the last chunk is moved back to end with the signal). All chunks share the whole signal's statistics at the
+    group norm, so chunks differ from the whole only in how far attention sees.
 
-    chunk = round(chunk_seconds * SAMPLE_RATE / config.hop)
-    context = round(context_seconds * SAMPLE_RATE / config.hop)
-    if chunk <= 2 * context:
-        raise ValueError(f"chunk_seconds ({chunk_seconds}) must exceed twice context_seconds ({context_seconds})")
-    moments = first_conv_moments(model, samples)
-    filled = filled_length(num_steps, chunk, 64)
-    samples = np.pad(samples, (0, max(0, config.num_samples(filled) - len(samples))))
-    states = np.empty((num_steps, config.num_hidden_states, config.width), np.float32)
-    last = max(0, num_steps - chunk)
-    for start in [*range(0, last, chunk - 2 * context), last]:
-        first = start * config.hop
-        steps = min(num_steps, chunk)
-        cut = jnp.asarray(samples[first : first + config.num_samples(filled)])
-        chunk_states = np.asarray(_encode(model, cut, moments, jnp.int32(steps)))[:steps]
-        kept = context if start else 0
-        # The trailing context is written too, and overwritten by the next chunk.
-        states[start + kept : start + chunk] = chunk_states[kept:]
-    return states
+    waveform: may lie on the disk; the last chunks alone are in memory.
+    """
+
+    def __init__(
+        self,
+        model: Wav2Vec2,
+        waveform: Float[Array | np.ndarray, "n"],
+        num_video_frames: int,
+        *,
+        chunk_seconds: float = 20.0,
+        context_seconds: float = 2.0,
+    ):
+        if num_video_frames < 1 or not len(waveform):
+            raise ValueError(f"{len(waveform)} samples cannot give the audio of {num_video_frames} video frames")
+        hop, self.model, self.num_steps = model.config.hop, model, 2 * num_video_frames
+        chunk, context = (round(seconds * SAMPLE_RATE / hop) for seconds in (chunk_seconds, context_seconds))
+        if chunk <= 2 * context:
+            raise ValueError(f"chunk_seconds ({chunk_seconds}) must exceed twice context_seconds ({context_seconds})")
+        waveform = waveform if isinstance(waveform, np.ndarray) else np.asarray(waveform, np.float32)
+        self.samples = NormalisedSound(waveform, model.config.num_samples(self.num_steps))
+        self.moments = first_conv_moments(model, self.samples)
+        self.chunk = min(self.num_steps, chunk)
+        last = self.num_steps - self.chunk
+        self.starts = np.array([*range(0, last, chunk - 2 * context), last])
+        self.firsts = self.starts + np.where(self.starts > 0, context, 0)  # the step from which on a chunk is believed
+        self.filled = filled_length(self.num_steps, chunk, 64)
+        self._kept: dict[int, np.ndarray] = {}
+
+    def read(self, start: int, stop: int) -> Float[np.ndarray, "s l d"]:
+        """Steps `start` .. `stop - 1`; those outside the signal are zero."""
+        config = self.model.config
+        states = np.zeros((stop - start, config.num_hidden_states, config.width), np.float32)
+        ends = [*self.firsts[1:], self.num_steps]
+        for number, (first, end) in enumerate(zip(self.firsts, ends, strict=True)):
+            first, end = max(start, first), min(stop, end)
+            if first < end:
+                offset = self.starts[number]
+                states[first - start : end - start] = self._encoded(number)[first - offset : end - offset]
+        return states
+
+    def _encoded(self, number: int) -> np.ndarray:
+        if number not in self._kept:
+            config = self.model.config
+            first = int(self.starts[number]) * config.hop
+            cut = self.samples[first : first + config.num_samples(self.filled)]
+            cut = np.pad(cut, (0, config.num_samples(self.filled) - len(cut)))
+            while len(self._kept) > 1:
+                self._kept.pop(next(iter(self._kept)))
+            encoded = _encode(self.model, jnp.asarray(cut), self.moments, jnp.int32(self.chunk))
+            self._kept[number] = np.asarray(encoded)[: self.chunk]
+        return self._kept[number]
+
+
+def hidden_states(
+    model: Wav2Vec2, waveform: Float[Array | np.ndarray, "n"], num_video_frames: int, **options: float
+) -> Float[np.ndarray, "s l d"]:
+    """All of `HiddenStates`: [2 * num_video_frames, L, D]. options: its `chunk_seconds` and `context_seconds`."""
+    states = HiddenStates(model, waveform, num_video_frames, **options)
+    return states.read(0, states.num_steps)

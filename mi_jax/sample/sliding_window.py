@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from mi_jax.conditions import Windowed
 from mi_jax.diffusion import euler_step
-from mi_jax.mesh import axis_size, spread_batch
+from mi_jax.mesh import axis_size, gather, spread_batch
 from mi_jax.sample.guidance import Velocity
 from mi_jax.sample.windows import blend_weights, plan_windows
 
@@ -86,7 +85,7 @@ def _blended(
             parts = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *cut_conditions)
         windows, parts = spread_batch((windows, parts))
         u = velocity(windows, jnp.full(windows.shape[:1], sigma), parts)
-        u = rearrange(_gather(u).astype(total.dtype), "(k b) t h w c -> k b t h w c", b=b)
+        u = rearrange(gather(u).astype(total.dtype), "(k b) t h w c -> k b t h w c", b=b)
         # One after the other, not as a scatter: the order of a sum decides its last bit.
         for start, weight, part in zip(starts, weights, u):
             there = jax.lax.dynamic_slice_in_dim(total, start, length, axis=1)
@@ -96,7 +95,3 @@ def _blended(
 
     total = jnp.zeros_like(latents, dtype=latents.dtype if latents.dtype.itemsize >= 4 else jnp.float32)
     return jax.lax.scan(add_group, total, (starts, weights))[0].astype(latents.dtype)
-
-
-def _gather(x: Array) -> Array:
-    return jax.reshard(x, P()) if jax.sharding.get_abstract_mesh().axis_names else x

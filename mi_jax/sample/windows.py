@@ -8,15 +8,36 @@ from mi_jax.errors import InputError
 
 
 def plan_windows(length: int, window: int = 33, overlap: int = 8) -> Int[np.ndarray, " k"]:
-    """First latent frames of windows that cover `length` latent frames, each sharing `overlap` with the one before.
+    """First latent frames of the fewest windows that cover `length` latent frames, neighbours sharing `overlap`.
 
-    The last window is aligned to the end, so it may share more. A video no longer than the window is one window of its
-    own length.
+    Where whole windows do not end with the video, all share a little more: they lie as evenly as whole frames allow,
+    the last aligned to the end. (`grid_length` gives lengths of which windows share `overlap` exactly.) A video no
+    longer than the window is one window of its own length.
 
     Raises:
       InputError: a window out of bounds; an overlap under 3 (the blend of the paper divides by `overlap - 2`) or not
         under the window.
     """
+    check_overlap(window, overlap)
+    if length < 1:
+        raise InputError(f"a video of {length} latent frames has no window")
+    if length <= window:
+        return np.zeros(1, np.int32)
+    last = length - window
+    count = -(-last // (window - overlap)) + 1
+    return ((2 * np.arange(count) * last + count - 1) // (2 * (count - 1))).astype(np.int32)
+
+
+def grid_length(length: int, window: int = 33, overlap: int = 8) -> int:
+    """The least length from `length` on whose windows share `overlap` exactly; `length` if one window covers it."""
+    if length <= window:
+        return length
+    step = window - overlap
+    return window + -(-(length - window) // step) * step
+
+
+def check_overlap(window: int, overlap: int) -> None:
+    """Raises InputError: see `plan_windows`."""
     fault = fault_of(LatentFrames, window, "window") or fault_of(int, overlap, "overlap")
     if fault:
         raise InputError(fault)
@@ -24,12 +45,6 @@ def plan_windows(length: int, window: int = 33, overlap: int = 8) -> Int[np.ndar
         raise InputError(f"overlap of {overlap} latent frames is too small, at least 3 are blended")
     if overlap >= window:
         raise InputError(f"overlap of {overlap} latent frames must be smaller than the window of {window}")
-    if length < 1:
-        raise InputError(f"a video of {length} latent frames has no window")
-    if length <= window:
-        return np.zeros(1, np.int32)
-    last = length - window
-    return np.append(np.arange(0, last, window - overlap), last).astype(np.int32)
 
 
 def blend_weights(starts: Int[np.ndarray, " k"], window: int, length: int) -> Float[np.ndarray, "k window"]:

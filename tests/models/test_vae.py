@@ -12,6 +12,7 @@ from flax import nnx
 from reference import fill, numpy_tensors, relative_error
 
 from mi_jax.errors import InputError
+from mi_jax.models import tiling
 from mi_jax.models.tiling import decode_latents, decode_pieces, decode_tiled, encode_latents, encode_tiled
 from mi_jax.models.vae import VAE, VAEConfig, _fold, _match_channels, _unfold, upsample_nearest
 from mi_jax.weights.hunyuan_vae import vae_table
@@ -175,6 +176,44 @@ def test_tiled_decoding_yields_every_frame_once(puppet, t):
     pieces = list(decode_pieces(puppet, latents))
     assert sum(piece.shape[1] for piece in pieces) == 4 * (t - 1) + 1
     assert max(piece.shape[1] for piece in pieces) <= PUPPET.tile_frames + 1
+
+
+@pytest.mark.parametrize("kind", ["small", "puppet"])
+def test_latents_that_come_in_chunks_are_the_same_video(kind, request, monkeypatch):
+    """Also where the last tile is filled up, and one program serves all lengths."""
+    vae = request.getfixturevalue(kind)
+    rng = np.random.default_rng(0)
+    pieces_of = tiling._temporal
+    before = None
+    for t in (17, 18, 23, 29):
+        latents = rng.standard_normal((1, t, 2, 2, 4)).astype(np.float32)
+        chunks = np.split(latents, sorted(rng.integers(0, t, 4)), axis=1)
+        streamed = np.concatenate(list(tiling.decode_stream(vae, iter(chunks))), axis=1)
+        if kind == "puppet":
+            sizes = tiling._decode._cache_size()
+            assert before in (None, sizes)
+            before = sizes
+        with monkeypatch.context() as patch:
+            patch.setattr(tiling, "_temporal", lambda *args: pieces_of(*args[:5]))  # nothing filled up
+            whole = decode_tiled(vae, latents)
+        if kind == "puppet":
+            before = tiling._decode._cache_size()
+        np.testing.assert_allclose(streamed, whole, atol=1e-5)
+        assert streamed.shape[1] == 4 * t - 3
+
+
+def test_frames_come_before_the_last_latents(puppet):
+    asked = []
+
+    def chunks():
+        for _ in range(12):
+            asked.append(1)
+            yield np.zeros((1, 1, 2, 2, 4), np.float32)
+
+    frames = tiling.decode_stream(puppet, chunks())
+    _, _, tile, step = tiling._steps(PUPPET)
+    assert next(frames).shape[1] == step + 1  # what the next tile does not fade into
+    assert len(asked) == tile // 4 + 2  # a tile, and one more: there is a next
 
 
 def test_scaled_latents_have_their_factor_and_come_back(puppet):
