@@ -8,7 +8,6 @@ benchmarks/puppet_quality.py reads; what a start at a level keeps and a start ab
 """
 
 import dataclasses
-import itertools
 import json
 
 import jax
@@ -22,7 +21,8 @@ from mi_jax.diffusion import add_noise, sigma_schedule
 from mi_jax.models.tiling import encode_latents
 from mi_jax.puppets.clips import draw
 from mi_jax.puppets.reading import correlation, identity, mouth_opening, obedience
-from mi_jax.sample.avatar import denoise_level, guidance_weights
+from mi_jax.sample.avatar import guidance_weights, guided_velocity
+from mi_jax.sample.stream import stream
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,9 @@ def main(args: Args) -> None:
         for level in args.levels:
             latents = add_noise(truth, noise, jnp.float32(level))
             left = np.append(level, schedule[schedule < level]).astype(np.float32)
-            for pair in itertools.pairwise(left):
-                latents = denoise_level(
-                    avatar.dit, latents, jnp.array(pair), conditions, weights, window=33, overlap=8, group=1
-                )
-            video = avatar.decode(np.asarray(latents)[0])[: len(clip.video)]
+            velocity = jax.tree_util.Partial(guided_velocity, avatar.dit, weights)
+            made = np.concatenate(list(stream(velocity, latents, left, conditions)), axis=1)
+            video = avatar.decode(made[0])[: len(clip.video)]
             row = {
                 "correlation": correlation(mouth_opening(video, clip.attributes), clip.mouth[:, 0]),
                 "identity": identity(video, clip.video[0], clip.attributes),

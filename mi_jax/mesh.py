@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import jax
 import numpy as np
@@ -73,6 +74,11 @@ def on_mesh(mesh: Mesh | None) -> Iterator[None]:
         return
     with jax.set_mesh(mesh), jax.remove_size_one_mesh_axis_from_type(True):
         yield
+
+
+def off_mesh() -> AbstractContextManager:
+    """What is run inside runs on the devices of its arguments, whatever mesh is in force outside."""
+    return jax.set_mesh(Mesh(np.empty((), dtype=object), ()))
 
 
 def parameter_spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:

@@ -274,16 +274,18 @@ def test_a_training_step_takes_what_its_shards_are():
 
 
 @pytest.mark.parametrize(("windows", "data", "seq", "told"), [(6, 1, 1, True), (6, 2, 2, True), (1, 2, 2, False)])
-def test_a_sampler_s_level(windows, data, seq, told):
-    """Two branches of guidance each; one device needs no mesh, and four find the one for a single window."""
+def test_a_sampler_s_step(windows, data, seq, told):
+    """Two branches of guidance of one window; one device needs no mesh, and four find the one for a single window. As
+    often as there are windows and levels."""
     model = dataclasses.replace(sampled_model(STAGE2.objective), height=32, width=48, guidance_text=0.0)
     lengths = {"latent_frames": 3 + 2 * windows, "window": 5, "overlap": 3}
     mesh = {"data": data, "seq": seq} if told else {}
     made = plan_sampling(model, f"cpu:{data * seq}", **mesh, **lengths)
     assert (made.data, made.seq) == (data, seq)
     flops = dit_flops(SHALLOW, 5, 4, 6, 32 + 9)
-    assert made.model_flops == 2 * windows * flops.forward
-    assert made.executed_flops == 2 * windows * flops.forward / (data * seq)
+    assert made.model_flops == 2 * flops.forward
+    assert made.executed_flops == 2 * flops.forward / (data * seq)
+    assert (made.calls, made.video_seconds) == (windows * model.steps, (4 * (2 + 2 * windows) + 1) / 25)
     assert ("all-to-all" in {m.kind for m in made.moved}) == (seq > 1)
 
 
@@ -322,7 +324,7 @@ def test_what_does_not_fit_is_said_by_how_much(config, capsys, monkeypatch):
     where = ["--topology", "cpu:1", "--sample", "32x48", "--latent-frames", "3"]
     assert cli.main(["plan", config, *where, "--guidance-audio", "0", "--guidance-text", "0"]) == 2
     table = capsys.readouterr().out
-    assert table.startswith("a noise level of 32x48, 3 latent frames in 1 windows, 1 branches on cpu:1: 1 x simulated")
+    assert table.startswith("1 passes of 32x48, windows of 3 latent frames, 1 branches on cpu:1: 1 x simulated")
     assert re.search(r"all at the same time +[0-9.]+   MFU [0-9.]+%: the ceiling", table)
     peak = float(re.search(r"peak +([0-9.]+) GiB", table)[1])
     short = float(re.search(r"DOES NOT FIT: ([0-9.]+) GiB too many", table)[1])

@@ -1,7 +1,7 @@
 """`mi-jax animate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -21,6 +21,7 @@ def animate(
     steps: SamplingSteps | None = None,
     window: LatentFrames = 33,
     overlap: LatentFrames = 8,
+    order: Literal["wavefront", "level", "causal"] = "wavefront",
     seed: Seed = 0,
     guidance_audio: Guidance | None = None,
     guidance_text: Guidance | None = None,
@@ -46,6 +47,9 @@ def animate(
       steps: denoising steps; by default the model's.
       window: latent frames (of 4 video frames) that the denoiser sees at a time.
       overlap: latent frames that neighbouring windows share.
+      order: in which windows are denoised. By wavefront the video grows from its first frame on, by level all of it at
+        once, from noise; both are the same video. Causal: each window is done before the next begins, which takes the
+        frames that both share as they are.
       seed: of the noise: the same seed makes the same video.
       guidance_audio: how strongly the voice is followed; by default the model's.
       guidance_text: how strongly the prompt is followed; by default the model's.
@@ -66,8 +70,8 @@ def animate(
     from mi_jax.rates import FPS, SAMPLE_RATE
     from mi_jax.sample import avatar, inputs
     from mi_jax.sample.save import save_video
-    from mi_jax.sample.sizes import check_memory
-    from mi_jax.sample.windows import plan_windows
+    from mi_jax.sample.sizes import check_device_memory
+    from mi_jax.sample.windows import check_overlap
 
     # Whatever can be wrong is found before a model is loaded: a mistake costs a second, not a minute.
     check_prompt(prompt)
@@ -85,7 +89,7 @@ def animate(
     inputs.check_request(config, portrait=portrait is not None, voices=len(audio), seconds=seconds, seed=seed)
     if mask and len(mask) != len(audio):
         raise InputError(f"{len(mask)} masks for {len(audio)} voices: give one --mask picture per voice, or none")
-    plan_windows(1, window, overlap)
+    check_overlap(window, overlap)
     if audio and not mask:
         named_detector(face_model)
     take_devices(devices, seq)
@@ -96,21 +100,22 @@ def animate(
     longest = max(map(len, voices), default=0) / SAMPLE_RATE
     frames = inputs.num_frames(longest if seconds is None else seconds)
     video_files.check_space(out, frames, config.height, config.width)
-    check_memory(config, frames, len(voices), window)
+    check_device_memory(config, frames, window, overlap, order)
     masks = inputs.find_masks(config, pixels, mask or [None] * len(voices), face_model) if voices else []
     loaded = avatar.load(model, lora=adaptations, devices=devices, seq=seq)
-    with ProgressBar("denoising", "step") as bar:
-        video = loaded.animate(
+    with ProgressBar("denoising", "pass") as bar:
+        video = loaded.stream(
             pixels,
             [inputs.Speaker(voice, mask) for voice, mask in zip(voices, masks)],
             prompt,
             seed=seed,
             window=window,
             overlap=overlap,
+            order=order,
             seconds=seconds,
             progress=bar,
             **options,
         )
-    save_video(out, video, list(audio) or None)
-    height, width = video_files.written_size(*video.shape[1:3])
-    print(f"{out}: {len(video) / FPS:.2f} s, {len(video)} frames of {width}x{height}")
+        save_video(out, video, list(audio) or None, frames=frames)
+    height, width = video_files.written_size(config.height, config.width)
+    print(f"{out}: {frames / FPS:.2f} s, {frames} frames of {width}x{height}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from mi_jax.bounds import Devices, Guidance, LatentFrames, Within
+from mi_jax.bounds import Devices, Guidance, LatentFrames, Seconds, Within
 from mi_jax.commands.terminal import parse_size, parsing
 from mi_jax.errors import InputError
 
@@ -20,7 +20,8 @@ def plan(
     size: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
     turn: str | None = None,
     sample: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
-    latent_frames: Annotated[int, Within(1, 10**6)] = 33,
+    latent_frames: Annotated[int, Within(1, 10**6)] | None = None,
+    seconds: Seconds | None = None,
     window: LatentFrames = 33,
     overlap: LatentFrames = 8,
     speakers: Annotated[int, Within(1, 64)] = 1,
@@ -43,7 +44,8 @@ def plan(
       size: pictures to plan training for, where the records are not there yet.
       turn: whose training step, where several parts are trained in turn; by default the first one's.
       sample: plan sampling videos of this size, instead of training.
-      latent_frames: length of the sampled video, in latent frames (of 4 video frames).
+      latent_frames: length of the sampled video, in latent frames (of 4 video frames); by default one window.
+      seconds: the same in seconds of video.
       window: latent frames that the denoiser sees at a time.
       overlap: latent frames that neighbouring windows share.
       speakers: voices in the sampled video.
@@ -63,6 +65,7 @@ def plan(
         if re.fullmatch(r"cpu:[1-9]\d*", topology):
             jax.config.update("jax_num_cpu_devices", int(topology.removeprefix("cpu:")))
     from mi_jax.plan import plan_sampling, plan_training, sampled_model
+    from mi_jax.sample.inputs import num_frames
     from mi_jax.train.objective import load_config
 
     experiment = None
@@ -83,6 +86,11 @@ def plan(
         height, width = (None, None) if sample is None else parse_size("--sample", sample)
         guidance = {"guidance_audio": guidance_audio, "guidance_text": guidance_text}
         model = model.replace(height=height, width=width, **guidance)
+        if seconds is not None:
+            if latent_frames is not None:
+                raise InputError("--seconds and --latent-frames: one of them says how long the video is")
+            latent_frames = -(-(num_frames(seconds) - 1) // model.vae.temporal_stride) + 1
+        latent_frames = window if latent_frames is None else latent_frames
         lengths = {"latent_frames": latent_frames, "window": window, "overlap": overlap, "speakers": speakers}
         made = plan_sampling(model, **where, **lengths)
     if json:

@@ -31,18 +31,22 @@ WINDOW = 10  # wav2vec2 steps that a video frame sees
 BEFORE = 4  # of them, steps before the frame's own two
 
 
-def cut_audio(hidden: Float[np.ndarray, "s l d"], start: int, length: int) -> Float[np.ndarray, "n l d"]:
+def audio_steps(start: int, length: int) -> range:
     """The 8 * length + 8 wav2vec2 steps around latent frames `start` .. `start + length - 1` of a clip, all that
-    `audio_windows` needs of it.
+    `audio_windows` needs of it. They begin at step 8 * start - 10, the first that video frame 4 * start - 3 sees."""
+    first = 2 * (FRAMES * start - (FRAMES - 1)) - BEFORE
+    return range(first, first + 2 * FRAMES * length + WINDOW - 2)
 
-    They begin at step 8 * start - 10, the first that video frame 4 * start - 3 sees; those outside the clip are zero.
+
+def cut_audio(hidden: Float[np.ndarray, "s l d"], start: int, length: int) -> Float[np.ndarray, "n l d"]:
+    """`audio_steps` of a clip's states; those outside the clip are zero.
+
     Raises ValueError if `hidden` is not two steps for each of 4k + 1 video frames.
     """
     num_steps = hidden.shape[0]
     if num_steps % (2 * FRAMES) != 2:
         raise ValueError(f"{num_steps} audio steps are not two for each of 4k + 1 video frames")
-    first = 2 * (FRAMES * start - (FRAMES - 1)) - BEFORE
-    steps = first + np.arange(2 * FRAMES * length + WINDOW - 2)
+    steps = np.array(audio_steps(start, length))
     inside = (steps >= 0) & (steps < num_steps)
     return np.where(inside[:, None, None], hidden[np.clip(steps, 0, num_steps - 1)], np.zeros((), hidden.dtype))
 

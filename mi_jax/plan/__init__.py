@@ -10,11 +10,12 @@ from mi_jax.avatar.folders import avatar_config
 from mi_jax.errors import InputError
 from mi_jax.mesh import make_mesh
 from mi_jax.models.flops import Flops, dit_flops
-from mi_jax.plan.programs import PRESETS, latent_grid, preset_of, sampler_level, training_batch, training_step
+from mi_jax.plan.programs import PRESETS, latent_grid, preset_of, sampler_step, training_batch, training_step
 from mi_jax.plan.report import Plan, make_plan
 from mi_jax.plan.topologies import Topology, find_topology
+from mi_jax.rates import FPS
 from mi_jax.sample.avatar import guidance_branches
-from mi_jax.sample.layout import computed_windows, mesh_shape
+from mi_jax.sample.layout import group_size, mesh_shape
 from mi_jax.sample.windows import plan_windows
 from mi_jax.train.denoiser import DenoiserObjective
 from mi_jax.train.objective import TrainConfig
@@ -69,7 +70,8 @@ def plan_sampling(
     overlap: int = 8,
     speakers: int = 1,
 ) -> Plan:
-    """The plan of one noise level of a video of `latent_frames`, all windows and branches of guidance.
+    """The plan of the step that sampling a video of `latent_frames` repeats: a group of windows, all branches of
+    guidance; and how often the whole video takes it.
 
     Without `data` and `seq` the mesh is the one that `mi-jax animate` would choose (`layout.mesh_shape`).
 
@@ -91,18 +93,21 @@ def plan_sampling(
         text += config.mllm.num_image_tokens
     grid = latent_grid(config, config.height, config.width)
     flops = dit_flops(config.dit, min(window, latent_frames), *grid, text, speakers=speakers)
-    computed = computed_windows(windows, branches, data)
-    with sampler_level(config, latent_frames, mesh, **options) as (lowered, arguments):
-        return make_plan(
-            f"a noise level of {config.height}x{config.width}, {latent_frames} latent frames in {windows} windows, "
+    group = group_size(branches, data)
+    passes = windows * config.steps
+    with sampler_step(config, latent_frames, mesh, **options) as (lowered, arguments):
+        made = make_plan(
+            f"{group} passes of {config.height}x{config.width}, windows of {min(window, latent_frames)} latent frames, "
             f"{branches} branches",
             lowered,
             arguments,
             place,
             (data, seq),
-            model_flops=(flops * (branches * windows)).forward,
-            executed_flops=(flops * (branches * computed)).forward,
+            model_flops=(flops * (branches * group)).forward,
+            executed_flops=(flops * (branches * group)).forward,
         )
+    video = (latent_frames - 1) * config.vae.temporal_stride + 1
+    return dataclasses.replace(made, calls=-(-passes // group), video_seconds=video / FPS)
 
 
 def sampled_model(name: str | DenoiserObjective) -> AvatarConfig:

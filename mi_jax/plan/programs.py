@@ -20,9 +20,12 @@ from mi_jax.data.records import write_records
 from mi_jax.errors import InputError
 from mi_jax.mesh import on_mesh, parameter_spec
 from mi_jax.models.dit import DiT, DiTConfig
-from mi_jax.sample.avatar import denoise_level, guidance_weights
+from mi_jax.sample.avatar import guidance_weights, guided_velocity
 from mi_jax.sample.guidance import Guidance
 from mi_jax.sample.layout import group_size
+from mi_jax.sample.order import Order, held_windows
+from mi_jax.sample.stream import Grid, Held, advance
+from mi_jax.sample.windows import grid_length
 from mi_jax.train.denoiser import DenoiserObjective
 from mi_jax.train.loop import arrays_of
 from mi_jax.train.objective import TrainConfig
@@ -148,16 +151,28 @@ def latent_grid(config: AvatarConfig, height: int, width: int) -> tuple[int, int
 
 
 @contextlib.contextmanager
-def sampler_level(
-    config: AvatarConfig, latent_frames: int, mesh: Mesh, *, window: int = 33, overlap: int = 8, speakers: int = 1
+def sampler_step(
+    config: AvatarConfig,
+    latent_frames: int,
+    mesh: Mesh,
+    *,
+    window: int = 33,
+    overlap: int = 8,
+    speakers: int = 1,
+    order: Order = "wavefront",
 ) -> Iterator[tuple[jax.stages.Lowered, Any]]:
-    """One noise level of `Avatar.denoise`, jitted, lowered for `mesh`, and its arguments.
+    """The step that `Avatar.denoise` repeats (`sample.stream.advance`), jitted, lowered for `mesh`, and its arguments:
+    a group of windows, as many as the mesh shares out.
 
     The video is of `config.height` x `config.width` and `latent_frames` long; guidance is the config's. Compile it
     inside the context.
     """
     dit, dtype = config.dit, jnp.dtype(config.dtype)
     h, w = latent_grid(config, config.height, config.width)
+    weights = guidance_weights(dit, {"audio": config.guidance_audio, "text": config.guidance_text})
+    group = group_size(Guidance(**weights).branches, mesh.shape["data"])
+    grid = Grid(window, overlap, order, grid_length(latent_frames, window, overlap))
+    length, held = grid.window, grid.held_frames(held_windows(order, config.steps, grid.reach, group))
     shape = lambda *dims, dtype=jnp.float32: jax.ShapeDtypeStruct(dims, dtype)  # noqa: E731
     prompts = config.mllm.prompts
     conditions = {
@@ -174,17 +189,28 @@ def sampler_level(
             "is_start": shape(1),
         }
     if dit.audio:
-        audio = (1, speakers, latent_frames, dit.audio.tokens, dit.audio.width)
+        audio = (1, speakers, length, dit.audio.tokens, dit.audio.width)
         conditions |= {"audio": shape(*audio, dtype=dtype), "face_mask": shape(1, speakers, h, w)}
     if dit.guidance_embedding:
         conditions["guidance"] = shape(1)
-    weights = guidance_weights(dit, {"audio": config.guidance_audio, "text": config.guidance_text})
     with on_mesh(mesh):
         graph, state = nnx.split(nnx.eval_shape(lambda: DiT(dit, rngs=nnx.Rngs(0))))
         state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), state)
         model = nnx.merge(graph, _spread(state, mesh))
-        latents = shape(1, latent_frames, h, w, config.vae.latent_channels)
-        arguments = _placed((latents, shape(2), Conditions(**conditions), weights), mesh)
-        group = group_size(Guidance(**weights).branches, mesh.shape["data"])
-        lowered = denoise_level.lower(model, *arguments, window=window, overlap=overlap, group=group)
-        yield lowered, (model, *arguments)
+        frames = shape(1, held, h, w, config.vae.latent_channels)
+        flags = shape(group, length, dtype=bool)
+        weights, *rest = _placed(
+            (
+                jax.tree.map(lambda x: shape(*x.shape), weights),
+                Held(frames, frames),
+                shape(group, dtype=jnp.int32),
+                shape(group, length),
+                flags,
+                flags,
+                shape(group, 2),
+                [Conditions(**conditions)] * group,
+            ),
+            mesh,
+        )
+        arguments = (jax.tree_util.Partial(guided_velocity, model, weights), *rest)
+        yield advance.lower(*arguments), arguments

@@ -57,7 +57,8 @@ class Plan:
     """One step of a program on a topology. Seconds are lower bounds: each resource alone, at its maker's peak.
 
     model_flops: of all devices, without recomputation; executed_flops: with it, of one device; None where there is no
-    formula. parameters: of a training step, those that each turn trains, and those that none does. hbm: bytes that one
+    formula. parameters: of a training step, those that each turn trains, and those that none does. calls: how often the
+    program is run for a video of so many seconds (`video_seconds`). hbm: bytes that one
     device reads and writes. hbm and moved are None of a program that was too large to be laid out.
     """
 
@@ -77,6 +78,8 @@ class Plan:
     unknown_loops: int
     source: str
     parameters: dict[str, int] = dataclasses.field(default_factory=dict)
+    calls: int | None = None
+    video_seconds: float | None = None
 
     @property
     def compute_seconds(self) -> float | None:
@@ -161,7 +164,22 @@ class Plan:
             f"  all at the same time  {self.overlapped_seconds:8.3f}{mfu(self.overlapped_seconds)}: the ceiling",
             f"  links not hidden      {self.serial_seconds:8.3f}{mfu(self.serial_seconds)}",
         ]
+        if self.calls is not None:
+            least, most = (self.calls * x for x in (self.overlapped_seconds, self.serial_seconds))
+            rows += [
+                "",
+                f"{self.video_seconds:.2f} s of video take it {self.calls:,} times",
+                f"  at least              {_duration(least)}, {least / self.video_seconds:.3g} s for a second",
+                f"  links not hidden      {_duration(most)}, {most / self.video_seconds:.3g} s for a second",
+            ]
         return "\n".join(rows)
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.2f} s"
 
 
 def make_plan(

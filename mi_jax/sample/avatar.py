@@ -7,20 +7,18 @@ Models that lack a part take what they have: without audio attention the video i
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, UInt8
 
 from mi_jax.avatar.config import AvatarConfig
 from mi_jax.avatar.folders import load_models, save_avatar
-from mi_jax.bounds import shown
+from mi_jax.bounds import fault_of, shown
 from mi_jax.conditions import Conditions
 from mi_jax.data import pictures, sound
 from mi_jax.data.features import Encoders, latent_mask, portrait_latents, prompt_features, to_pixels
@@ -31,8 +29,8 @@ from mi_jax.mesh import make_mesh, on_mesh, shard_parameters, take_devices
 from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.prompts import check_prompt
-from mi_jax.models.tiling import decode_pieces
-from mi_jax.models.wav2vec2 import filled_length, hidden_states
+from mi_jax.models.tiling import decode_stream
+from mi_jax.models.wav2vec2 import HiddenStates, filled_length, hidden_states
 from mi_jax.rates import SAMPLE_RATE
 from mi_jax.sample.guidance import Guidance
 from mi_jax.sample.inputs import (
@@ -49,9 +47,11 @@ from mi_jax.sample.inputs import (
     read_voice,
 )
 from mi_jax.sample.layout import group_size, mesh_shape
-from mi_jax.sample.sizes import check_memory
-from mi_jax.sample.sliding_window import sliding_window
-from mi_jax.sample.windows import plan_windows
+from mi_jax.sample.listening import Listening
+from mi_jax.sample.order import Order
+from mi_jax.sample.sizes import check_array_memory, check_device_memory
+from mi_jax.sample.stream import Arriving, FrameNoise, GivenNoise, stream
+from mi_jax.sample.windows import check_overlap, plan_windows
 from mi_jax.weights.factors import Adaptation
 
 AUDIO_CHUNK = 64  # latent frames whose audio windows are in memory at a time
@@ -83,13 +83,14 @@ class Avatar:
         steps: int | None = None,
         window: int = 33,
         overlap: int = 8,
+        order: Order = "wavefront",
         guidance_audio: float | None = None,
         guidance_text: float | None = None,
         seconds: float | None = None,
         height: int | None = None,
         width: int | None = None,
         face_model: PathLike | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int | None], None] | None = None,
     ) -> UInt8[np.ndarray, "f H W 3"]:
         """A video of the portrait speaking, at 25 fps and the model's size, as long as the longest voice.
 
@@ -107,51 +108,103 @@ class Avatar:
           seed: of the noise; the same seed gives the same video.
           steps: Euler steps; more is finer and slower. Default: the model's.
           window, overlap: latent frames (4 video frames each) that the denoiser sees at a time, and that are blended.
+          order: in which windows pass through the denoiser (`mi_jax.sample.order`); "causal" gives another video.
           guidance_audio, guidance_text: see `Guidance`. Default: the model's.
           seconds: length of the video; default is that of the longest voice.
           height, width: of the video in pixels. Default: the model's.
           face_model: a model file of MediaPipe's Face Detector; by default the one kept from before, or downloaded
             (`data.detector.find_detector`).
-          progress: called with (steps done, steps) before the first step and after every one.
+          progress: called with (passes done, passes) before the first and after every one: a pass is one step of one
+            window.
 
         Raises:
           InputError: a file or an argument cannot be used; the message names it.
         """
+        request = self._request(
+            portrait, speakers, prompt, seed=seed, window=window, overlap=overlap, order=order, seconds=seconds,
+            face_model=face_model, progress=progress, steps=steps, guidance_audio=guidance_audio,
+            guidance_text=guidance_text, height=height, width=width,
+        )  # fmt: skip
+        check_array_memory(request.config, request.frames)
+        return np.concatenate(list(self._run(request)))
+
+    def stream(
+        self,
+        portrait: Portrait | None = None,
+        speakers: Sequence[Speaker | Sound] | Speaker | Sound | None = (),
+        prompt: str | None = "",
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        window: int = 33,
+        overlap: int = 8,
+        order: Order = "wavefront",
+        guidance_audio: float | None = None,
+        guidance_text: float | None = None,
+        seconds: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        face_model: PathLike | None = None,
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> Iterator[UInt8[np.ndarray, "n H W 3"]]:
+        """The frames of `animate`'s video, a few at a time, as soon as they are final: for hours of video, or to show
+        it while it is made. Memory and the time to the first frames do not grow with the length. Arguments as there.
+
+        Raises:
+          InputError: as there, when it is called.
+        """
+        return self._run(
+            self._request(
+                portrait, speakers, prompt, seed=seed, window=window, overlap=overlap, order=order, seconds=seconds,
+                face_model=face_model, progress=progress, steps=steps, guidance_audio=guidance_audio,
+                guidance_text=guidance_text, height=height, width=width,
+            )
+        )  # fmt: skip
+
+    def _request(
+        self, portrait, speakers, prompt, *, seed, window, overlap, order, seconds, face_model, progress, **options
+    ) -> "_Request":
+        """What `animate` is asked for, read and checked, before anything is computed."""
         speakers, prompt = read_speakers(speakers), "" if prompt is None else prompt
         check_prompt(prompt)
         check_options(face_model=face_model, progress=progress)
-        config = self.config.replace(
-            steps=steps, guidance_audio=guidance_audio, guidance_text=guidance_text, height=height, width=width
-        )
+        fault = fault_of(Order, order, "order")
+        if fault:
+            raise InputError(fault)
+        config = self.config.replace(**options)
         check_request(config, portrait=portrait is not None, voices=len(speakers), seconds=seconds, seed=seed)
-        avatar = dataclasses.replace(self, config=config)
+        check_overlap(window, overlap)
         pixels = None if portrait is None else read_portrait(portrait)
         voices = [read_voice(speaker.audio, f"voice {i + 1}", seconds) for i, speaker in enumerate(speakers)]
         longest = max(map(len, voices), default=0) / SAMPLE_RATE
         frames = num_frames(longest if seconds is None else seconds)
-        plan_windows(1, window, overlap)  # a bad window is known before the long work
-        check_memory(config, frames, len(voices), window)
         for i, heard in enumerate(voices, 1):
             for remark in sound.remarks(heard, f"voice {i}"):
                 log.warning("%s", remark)
-        latent_frames = -(-(config.lead_in + frames - 1) // config.vae.temporal_stride) + 1
         masks = []
         if speakers:
             given = [speaker.mask for speaker in speakers]
             masks = find_masks(config, pixels, given, face_model)
+        return _Request(
+            config=config, portrait=pixels, voices=voices, masks=masks, prompt=prompt, frames=frames, seed=seed,
+            window=window, overlap=overlap, order=order, progress=progress,
+        )  # fmt: skip
 
-        conditions = avatar.conditions(pixels, masks, voices, prompt, latent_frames)
-        latents = avatar.denoise(
-            conditions,
-            seed=seed,
+    def _run(self, request: "_Request") -> Iterator[UInt8[np.ndarray, "n H W 3"]]:
+        avatar, config = dataclasses.replace(self, config=request.config), request.config
+        check_device_memory(config, request.frames, request.window, request.overlap, request.order)
+        told = avatar.listening(request.portrait, request.masks, request.voices, request.prompt, request.latent_frames)
+        latents = avatar.denoise_stream(
+            told,
+            seed=request.seed,
             steps=config.steps,
-            window=window,
-            overlap=overlap,
-            weights={"audio": config.guidance_audio, "text": config.guidance_text},
-            latent_frames=latent_frames,
-            progress=progress,
+            window=request.window,
+            overlap=request.overlap,
+            order=request.order,
+            weights=request.weights,
+            progress=request.progress,
         )
-        return avatar.decode(latents)[config.lead_in : config.lead_in + frames]
+        return _frames(avatar.decode_stream(latents), config.lead_in, config.lead_in + request.frames)
 
     def conditions(
         self,
@@ -166,6 +219,34 @@ class Avatar:
         portrait: None for a model of text alone. masks: bool [s H W] of the portrait's size; voices: one per mask,
         samples at 16 kHz, of any lengths; none for a silent video.
         """
+        told = self._fixed(portrait, masks, prompt)
+        if not len(voices):
+            return told
+        frames = self.config.vae.temporal_stride * (latent_frames - 1) + 1
+        hidden = np.stack([hidden_states(self.encoders.wav2vec2, voice, frames) for voice in voices])
+        return dataclasses.replace(told, audio=jnp.asarray(self.audio_tokens(hidden))[None])
+
+    def listening(
+        self,
+        portrait: UInt8[np.ndarray, "H W 3"] | None,
+        masks: Sequence[np.ndarray] | np.ndarray,
+        voices: Sequence[np.ndarray],
+        prompt: str,
+        latent_frames: int,
+    ) -> Listening:
+        """The same window by window: voices are encoded where a window asks for them, and may lie on the disk."""
+        frames = self.config.vae.temporal_stride * (latent_frames - 1) + 1
+        return Listening(
+            fixed=self._fixed(portrait, masks, prompt),
+            voices=[HiddenStates(self.encoders.wav2vec2, voice, frames) for voice in voices],
+            encode=self._encode_window,
+            latent_frames=latent_frames,
+        )
+
+    def _fixed(
+        self, portrait: UInt8[np.ndarray, "H W 3"] | None, masks: Sequence[np.ndarray] | np.ndarray, prompt: str
+    ) -> Conditions:
+        """All conditions but the voices."""
         height, width = self.config.padded_size
         face = None if portrait is None else pictures.fit_image(portrait, height, width)
         masks = fit_masks(masks, height, width)
@@ -179,16 +260,15 @@ class Avatar:
                 "portrait": np.asarray(portrait_latents(self.encoders.vae, face)),
                 "is_start": np.ones((), np.float32),
             }
-        if voices:
-            frames = self.config.vae.temporal_stride * (latent_frames - 1) + 1
-            hidden = [hidden_states(self.encoders.wav2vec2, voice, frames) for voice in voices]
-            features |= {
-                "audio": self.audio_tokens(np.stack(hidden)),
-                "face_mask": np.stack([latent_mask(mask, self.config.vae.spatial_stride) for mask in masks]),
-            }
+        if masks:
+            features["face_mask"] = np.stack([latent_mask(mask, self.config.vae.spatial_stride) for mask in masks])
         if self.config.dit.guidance_embedding:
             features["guidance"] = np.float32(self.config.embedded_guidance)
         return Conditions(**{name: jnp.asarray(leaf)[None] for name, leaf in features.items()})
+
+    def _encode_window(self, steps: Float[np.ndarray, "s n l d"], is_start: bool) -> Float[np.ndarray, "s t a e"]:
+        with self._on_mesh():
+            return np.asarray(_encode_audio(self.dit, steps[None], np.float32([is_start]))[0])
 
     def audio_tokens(self, hidden: Float[np.ndarray, "s n l d"]) -> Float[np.ndarray, "s t a e"]:
         """Audio tokens of each speaker and latent frame from wav2vec2's states, in chunks of bounded memory."""
@@ -197,14 +277,19 @@ class Avatar:
         tokens = []
         for first in range(0, total, AUDIO_CHUNK):
             length = filled_length(total - first, AUDIO_CHUNK)
-            steps = np.stack([cut_audio(states, first, length) for states in hidden])[None]
-            with self._on_mesh():
-                tokens.append(np.asarray(_encode_audio(self.dit, steps, np.float32([first == 0]))[0]))
+            steps = np.stack([cut_audio(states, first, length) for states in hidden])
+            tokens.append(self._encode_window(steps, first == 0))
         return np.concatenate(tokens, axis=1)[:, :total]
 
     def denoise(
+        self, conditions: Conditions | Arriving, *, latent_frames: int | None = None, **options: Any
+    ) -> Float[np.ndarray, "t h w c"]:
+        """Latents of the whole video: the chunks of `denoise_stream`, whose options these are."""
+        return np.concatenate(list(self.denoise_stream(conditions, latent_frames=latent_frames, **options)))
+
+    def denoise_stream(
         self,
-        conditions: Conditions,
+        conditions: Conditions | Arriving,
         *,
         seed: int,
         steps: int,
@@ -213,56 +298,57 @@ class Avatar:
         weights: dict[str, float],
         latent_frames: int | None = None,
         noise: Float[Array | np.ndarray, "1 t h w c"] | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Float[np.ndarray, "t h w c"]:
-        """Latents of the whole video, from `noise` or that of `seed`; `latent_frames` is by default the audio's.
+        order: Order = "wavefront",
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> Iterator[Float[np.ndarray, "n h w c"]]:
+        """Latents of a video in chunks, from `noise` or that of `seed`.
 
-        weights: of guidance, by the names audio and text.
+        conditions: of the whole video, of `latent_frames`, by default as many as its audio has; or such as say
+          themselves how many there are. weights: of guidance, by the names audio and text. Else see `sample.stream`.
         """
-        height, width = self.config.padded_size
-        stride = self.config.vae.spatial_stride
-        frames = conditions.audio.shape[2] if latent_frames is None else latent_frames
-        shape = (1, frames, height // stride, width // stride, self.config.vae.latent_channels)
-        sigmas = self.config.sigmas(steps)
+        arriving = isinstance(conditions, Arriving)
+        if latent_frames is None and not arriving:
+            latent_frames = conditions.audio.shape[2]
+        frames, ended = conditions.known() if arriving and latent_frames is None else (latent_frames, True)
+        height, width = (side // self.config.vae.spatial_stride for side in self.config.padded_size)
         branches = guidance_branches(self.config.dit, weights)
-        avatar = self._fitted(len(plan_windows(frames, window, overlap)), branches)
-        group = 1 if avatar.mesh is None else group_size(branches, avatar.mesh.shape["data"])
-        weights = guidance_weights(self.config.dit, weights)
-        with avatar._on_mesh():
-            latents = jax.random.normal(jax.random.key(seed), shape, jnp.float32) if noise is None else jnp.array(noise)
-            if self.config.portrait_in_noise and conditions.portrait is not None:
-                latents = add_noise(
-                    conditions.portrait[:, None], latents, jnp.float32(1 - self.config.portrait_in_noise)
-                )
-            # Where a level leaves them, so that all levels are one program.
-            latents = jax.device_put(latents, _whole(avatar.mesh, avatar.dit))
-            if progress is not None:
-                progress(0, steps)
-            for i in range(steps):
-                latents = denoise_level(
-                    avatar.dit,
-                    latents,
-                    sigmas[i : i + 2],
-                    conditions,
-                    weights,
-                    window=window,
-                    overlap=overlap,
-                    group=group,
-                )
-                if progress is not None:
-                    latents.block_until_ready()
-                    progress(i + 1, steps)
-            return np.asarray(latents)[0]
+        avatar = self._fitted(len(plan_windows(frames, window, overlap)) if ended else steps, branches)
+        velocity = jax.tree_util.Partial(guided_velocity, avatar.dit, guidance_weights(self.config.dit, weights))
+        if noise is None:
+            noise = FrameNoise(jax.random.key(seed), (1, height, width, self.config.vae.latent_channels))
+        else:
+            noise = GivenNoise(noise)
+        portrait = (conditions.fixed if isinstance(conditions, Listening) else conditions).portrait
+        if self.config.portrait_in_noise and portrait is not None:
+            noise = _NoiseAndPortrait(noise, portrait, self.config.portrait_in_noise)
+        chunks = stream(
+            velocity,
+            noise,
+            self.config.sigmas(steps),
+            conditions,
+            length=latent_frames,
+            window=window,
+            overlap=overlap,
+            group=1 if avatar.mesh is None else group_size(branches, avatar.mesh.shape["data"]),
+            order=order,
+            progress=progress,
+        )
+        return _on_host(chunks, avatar._on_mesh)
 
     def decode(self, latents: Float[np.ndarray, "t h w c"]) -> UInt8[np.ndarray, "f H W 3"]:
         """Pixels of latents, cropped to the model's size; a few frames at a time are in floating point."""
+        return np.concatenate(list(self.decode_stream([latents])))
+
+    def decode_stream(self, chunks: Iterable[Float[np.ndarray, "t h w c"]]) -> Iterator[UInt8[np.ndarray, "n H W 3"]]:
+        """Pixels of latents that come in chunks, a few frames at a time, as soon as they are known."""
         vae, (height, width) = self.encoders.vae, (self.config.height, self.config.width)
         top, left = (
             (padded - side) // 2 for padded, side in zip(self.config.padded_size, (height, width), strict=True)
         )
         devices = None if self.mesh is None else self.mesh.local_devices
-        pieces = decode_pieces(vae, latents[None] / np.float32(vae.config.scaling_factor), devices=devices)
-        return np.concatenate([to_pixels(piece[0, :, top : top + height, left : left + width]) for piece in pieces])
+        scaled = (latents[None] / np.float32(vae.config.scaling_factor) for latents in chunks)
+        for piece in decode_stream(vae, scaled, devices=devices):
+            yield to_pixels(piece[0, :, top : top + height, left : left + width])
 
     def on(self, mesh: Mesh) -> "Avatar":
         """The same avatar with its weights on `mesh`. Those that lie there already as they should are not copied."""
@@ -291,9 +377,62 @@ class Avatar:
         return on_mesh(self.mesh)
 
 
-def _whole(mesh: Mesh | None, module: Any) -> jax.sharding.Sharding:
-    """Of an array that every device has whole; without a mesh, that of the module's weights."""
-    return jax.tree.leaves(module)[0].sharding if mesh is None else jax.NamedSharding(mesh, P())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Request:
+    """A video that can be made: what `animate` is asked for, read and checked."""
+
+    config: AvatarConfig
+    portrait: np.ndarray | None
+    voices: list[np.ndarray]
+    masks: Any
+    prompt: str
+    frames: int
+    seed: int
+    window: int
+    overlap: int
+    order: Order
+    progress: Callable[[int, int | None], None] | None
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"audio": self.config.guidance_audio, "text": self.config.guidance_text}
+
+    @property
+    def latent_frames(self) -> int:
+        return -(-(self.config.lead_in + self.frames - 1) // self.config.vae.temporal_stride) + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoiseAndPortrait:
+    """Noise that holds a share of the portrait."""
+
+    noise: Any
+    portrait: Array
+    share: float
+
+    def window(self, start: int, length: int) -> Array:
+        return add_noise(self.portrait[:, None], self.noise.window(start, length), jnp.float32(1 - self.share))
+
+
+def _frames(pieces: Iterator[np.ndarray], first: int, end: int) -> Iterator[np.ndarray]:
+    """Of frames that come in pieces those from `first` on, before `end`."""
+    seen = 0
+    for piece in pieces:
+        kept = piece[max(0, first - seen) : max(0, end - seen)]
+        seen += len(piece)
+        if len(kept):
+            yield kept
+
+
+def _on_host(chunks: Iterator[Array], on_mesh: Callable) -> Iterator[np.ndarray]:
+    """Each chunk is made on the mesh, and handed out without it."""
+    while True:
+        with on_mesh():
+            chunk = next(chunks, None)
+            chunk = None if chunk is None else np.asarray(chunk)[0]
+        if chunk is None:
+            return
+        yield chunk
 
 
 @jax.jit
@@ -301,25 +440,9 @@ def _encode_audio(dit: DiT, steps: Array, is_start: Array) -> Array:
     return dit.encode_audio(steps, is_start)
 
 
-@partial(jax.jit, static_argnames=("window", "overlap", "group"), donate_argnames="latents")
-def denoise_level(
-    dit: DiT,
-    latents: Array,
-    sigmas: Array,
-    conditions: Conditions,
-    weights: dict[str, Array],
-    *,
-    window,
-    overlap,
-    group,
-) -> Array:
-    """One noise level of the whole video, the jitted program that sampling repeats; `latents` are donated.
-
-    Compiled once for all levels (`sigmas` are two neighbours) and step counts, and for all `guidance_weights` that are
-    not 0. window, overlap, group: see `sliding_window`.
-    """
-    velocity = Guidance(**weights)(dit)
-    return sliding_window(velocity, latents, sigmas, conditions, window=window, overlap=overlap, group=group)
+def guided_velocity(dit: DiT, weights: dict[str, Array], latents: Array, sigma: Array, conditions: Conditions) -> Array:
+    """The velocity that avatars are sampled with; `weights` of `guidance_weights` are those that are not 0."""
+    return Guidance(**weights)(dit)(latents, sigma, conditions)
 
 
 def guidance_weights(dit: DiTConfig, weights: dict[str, float]) -> dict[str, Array]:

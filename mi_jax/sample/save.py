@@ -19,12 +19,19 @@ from mi_jax.sample.inputs import Sound, Speaker, sounds
 log = logging.getLogger("mi_jax")
 
 
-def save_video(path: PathLike, video: Any, audio: Sound | Speaker | Sequence[Sound | Speaker] | None = None) -> None:
+def save_video(
+    path: PathLike,
+    video: Any,
+    audio: Sound | Speaker | Sequence[Sound | Speaker] | None = None,
+    *,
+    frames: int | None = None,
+) -> None:
     """Writes a video of 25 fps with its sound, cut or filled with silence to its length; stereo where a sound is.
 
     Args:
       path: .mp4, .m4v, .mov or .mkv, in a folder that exists.
-      video: frames [f H W 3], uint8 RGB (`data.pixels.frames_from` says what else).
+      video: frames [f H W 3], uint8 RGB (`data.pixels.frames_from` says what else); or, with `frames`, an iterator of
+        some of them after the other (`Avatar.stream`), of so many in all.
       audio: a sound file, samples at 16 kHz (see `samples_from`), a speaker, or a list of several of these,
         which are mixed.
 
@@ -34,12 +41,16 @@ def save_video(path: PathLike, video: Any, audio: Sound | Speaker | Sequence[Sou
     if not isinstance(path, PathLike):
         raise InputError(f"save_video: {shown(path)} is no path")
     path = video_files.check_video_path(path)
-    video = frames_from(video, "video")
+    if frames is None:
+        video = frames_from(video, "video")
+        frames = len(video)
+    else:
+        video = (frame for piece in video for frame in piece)
     sources = [source.audio if isinstance(source, Speaker) else source for source in sounds(audio)]
     if not sources:
         video_files.write_video(path, video)
         return
-    seconds = len(video) / FPS
+    seconds = frames / FPS
     # files keep more than the 16 kHz that the model hears
     rate = 48_000 if all(isinstance(source, PathLike) for source in sources) else SAMPLE_RATE
     voices = []

@@ -6,49 +6,58 @@ from mi_jax.avatar.config import AvatarConfig
 from mi_jax.errors import InputError
 from mi_jax.memory import as_size, check_host_memory
 from mi_jax.rates import FPS
+from mi_jax.sample.order import Order, held_windows
 
 
-def host_bytes_of(config: AvatarConfig, frames: int, voices: int) -> int:
-    """The least that the host must hold at once for a video of `frames`: latents and decoded pixels, whose pieces are
-    put together at the end, or before that the states of its voices, put together too."""
-    pixels = 2 * frames * config.height * config.width * 3
-    heard = 0
-    if voices and config.wav2vec2 is not None:
-        heard = 2 * voices * (2 * frames) * config.wav2vec2.num_hidden_states * config.wav2vec2.width * 4
-    return max(_latent_bytes(config, frames) + pixels, heard)
+def array_bytes_of(config: AvatarConfig, frames: int) -> int:
+    """The least that the host must hold at once for a video of `frames` that is an array: its pieces, which are put
+    together at the end."""
+    return 2 * frames * config.height * config.width * 3
 
 
-def device_bytes_of(config: AvatarConfig, frames: int, window: int) -> int:
-    """The least that the devices together must hold at once: the video's latents and their velocity, and of one window
-    the tokens with what a block makes of them (queries, keys, values and the MLP's inside)."""
+def device_bytes_of(
+    config: AvatarConfig, frames: int, window: int, overlap: int, order: Order = "wavefront", group: int = 1
+) -> int:
+    """The least that the devices together must hold at once: the latents under way with the sum of their velocities,
+    and of one window the tokens with what a block makes of them (queries, keys, values and the MLP's inside)."""
     height, width = (side // config.vae.spatial_stride for side in config.padded_size)
-    tokens = min(window, _latent_frames(config, frames)) * height * width // (config.dit.patch[1] * config.dit.patch[2])
+    latent_frames = -(-(config.lead_in + frames - 1) // config.vae.temporal_stride) + 1
+    own = min(window, latent_frames)
+    tokens = own * height * width // (config.dit.patch[1] * config.dit.patch[2])
     block = tokens * config.dit.width * (4 + config.dit.mlp_ratio) * (4 if config.dtype == "float32" else 2)
-    return 2 * _latent_bytes(config, frames) + block
+    step = window - overlap
+    windows = held_windows(order, config.steps, (window - 1) // step, group)
+    held = latent_frames if latent_frames <= window or windows is None else (windows - 1) * step + window
+    return 2 * 4 * held * height * width * config.vae.latent_channels + block
 
 
-def check_memory(config: AvatarConfig, frames: int, voices: int, window: int) -> None:
-    """Whether a video of `frames` can be made here at all.
+def check_device_memory(
+    config: AvatarConfig, frames: int, window: int, overlap: int, order: Order = "wavefront", group: int = 1
+) -> None:
+    """Whether the devices can hold what is under way at once of a video.
 
     Raises:
-      InputError: the machine, or its accelerators, have less memory than the least that it takes.
+      InputError: they have less memory than the least that it takes.
     """
-    what = f"a video of {frames / FPS:g} s and {config.width}x{config.height} pixels"
-    needed, on_devices = host_bytes_of(config, frames, voices), device_bytes_of(config, frames, window)
+    needed = device_bytes_of(config, frames, window, overlap, order, group)
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
     if None in limits:  # CPUs: the host's memory is the devices'
-        needed = max(needed, on_devices)
-    elif on_devices > sum(limits):
+        check_host_memory(needed, _described(config, frames))
+    elif needed > sum(limits):
         raise InputError(
-            f"{what} takes at least {as_size(on_devices)} of the accelerators' memory, there are {as_size(sum(limits))}"
+            f"{_described(config, frames)} takes at least {as_size(needed)} of the accelerators' memory, there are "
+            f"{as_size(sum(limits))}"
         )
-    check_host_memory(needed, what)
 
 
-def _latent_frames(config: AvatarConfig, frames: int) -> int:
-    return -(-(config.lead_in + frames - 1) // config.vae.temporal_stride) + 1
+def check_array_memory(config: AvatarConfig, frames: int) -> None:
+    """Whether a video fits into the host's memory as an array.
+
+    Raises:
+      InputError: it does not; `mi-jax animate` and `Avatar.stream` need no such array.
+    """
+    check_host_memory(array_bytes_of(config, frames), _described(config, frames))
 
 
-def _latent_bytes(config: AvatarConfig, frames: int) -> int:
-    height, width = (side // config.vae.spatial_stride for side in config.padded_size)
-    return 4 * _latent_frames(config, frames) * height * width * config.vae.latent_channels
+def _described(config: AvatarConfig, frames: int) -> str:
+    return f"a video of {frames / FPS:g} s and {config.width}x{config.height} pixels"

@@ -40,6 +40,13 @@ class Arriving(Windowed, Protocol):
         ...
 
 
+@runtime_checkable
+class Drawn(Protocol):
+    """Noise of any length."""
+
+    def window(self, start: int, length: int) -> Float[Array, "b {length} h w c"]: ...
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FrameNoise:
@@ -56,11 +63,13 @@ class FrameNoise:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Given:
+class GivenNoise:
+    """Noise [b t h w c] of a whole video."""
+
     noise: Any
 
     def window(self, start: int, length: int) -> Array:
-        return jnp.asarray(self.noise[:, start : start + length])
+        return jnp.array(self.noise[:, start : start + length])
 
 
 @jax.tree_util.register_dataclass
@@ -74,7 +83,7 @@ class Held:
 
 def stream(
     velocity: Velocity,
-    noise: Float[Array | np.ndarray, "b t h w c"] | FrameNoise,
+    noise: Float[Array | np.ndarray, "b t h w c"] | Drawn,
     sigmas: Float[Array | np.ndarray, "levels"],
     conditions: Windowed | Arriving | None = None,
     *,
@@ -95,7 +104,8 @@ def stream(
     Args:
       velocity: see `sliding_window`. Arrays of a pytree (a module, `jax.tree_util.Partial`) are arguments of the jitted
         step; those that a plain function closes over become constants in it.
-      noise: of the whole video; or drawn by frame, and then `length` says how many there are, or `conditions` do.
+      noise: of the whole video; or drawn where it is asked for (`FrameNoise`), and then `length` says how many frames
+        there are, or `conditions` do.
       conditions: of the whole video; or `Arriving`, of a length that is not known yet.
       length: latent frames.
       group: passes on the network at a time.
@@ -107,17 +117,19 @@ def stream(
     check_overlap(window, overlap)
     if order not in ("level", "wavefront", "causal"):
         raise InputError(f"order is {order!r}, none of level, wavefront, causal")
-    if not isinstance(noise, FrameNoise):
+    if not isinstance(noise, Drawn):
         length = noise.shape[1] if length is None else length
-        noise = _Given(noise)
+        noise = GivenNoise(noise)
     arriving = conditions if length is None and isinstance(conditions, Arriving) else None
     if arriving is None and length is None:
         raise InputError("no length: give noise of a whole video, or `length`, or conditions that say when they end")
-    if arriving is not None and order == "level":
-        raise InputError('order "level" needs the length of the video before it begins')
     velocity = velocity if _has_arrays(velocity) else jax.tree_util.Partial(velocity)
     sigmas = np.asarray(sigmas, np.float32)
     grid = Grid(window, overlap, order, length)
+    if arriving is not None:
+        grid.extend(*arriving.known())
+        if order == "level" and not grid.ended:
+            raise InputError('order "level" needs the length of the video before it begins')
     return _chunks(velocity, noise, sigmas, conditions, grid, arriving, group, progress)
 
 
@@ -196,7 +208,7 @@ class Grid:
         if ended and frames < 1:
             raise InputError("conditions end before their first frame")
         self.frames, self.ended = frames, ended
-        while frames > self.starts[-1] + self.window:
+        while frames > self.starts[-1] + self.window:  # what comes after it is another window's
             self.starts.append(self.starts[-1] + self.step)
         if ended:
             self.length = frames
@@ -217,11 +229,11 @@ class Grid:
         return max(0, (self.frames - self.needed(0)) // self.step + 1)
 
     def held_frames(self, windows: int | None) -> int:
-        """Frames that any so many successive windows span, at most."""
-        if not self.ended:
-            return (windows - 1) * self.step + self.window
-        later = self.starts[(windows or len(self.starts)) - 1 :] or self.starts[-1:]
-        return max(end - start for start, end in zip(self.starts, later)) + self.window
+        """Frames that so many successive windows span at most, or (None) all; the same for videos of all lengths that
+        are more than one window."""
+        if windows is None or (self.ended and len(self.starts) == 1):
+            return self.starts[-1] + self.window
+        return (windows - 1) * self.step + self.window
 
     def shared(self, window: int) -> int:
         """Frames that a window shares with the one before it."""

@@ -10,6 +10,7 @@ from flax import nnx
 from reference import fill, numpy_tensors
 
 from mi_jax.models.wav2vec2 import (
+    HiddenStates,
     Wav2Vec2,
     Wav2Vec2Config,
     first_conv_moments,
@@ -174,6 +175,22 @@ def test_chunks_are_close_to_the_whole_with_attention(pair, voice):
     np.testing.assert_allclose(chunked[:, 0], whole[:, 0], atol=2e-5)
     error = np.linalg.norm(chunked[:, -1] - whole[:, -1]) / np.linalg.norm(whole[:, -1])
     assert 0 < error <= 0.05
+
+
+@pytest.mark.parametrize("seconds", [(20.0, 2.0), (4.0, 0.5)])
+def test_states_are_read_where_they_are_asked_for(pair, voice, tmp_path, seconds):
+    """Of a sound on the disk, in any order; outside the signal they are zero."""
+    options = dict(zip(("chunk_seconds", "context_seconds"), seconds))
+    whole = hidden_states(pair[0], voice, 280, **options)
+    voice.tofile(tmp_path / "voice")
+    states = HiddenStates(pair[0], np.memmap(tmp_path / "voice", np.float32), 280, **options)
+    for start, stop in ((100, 130), (550, 560), (-10, 20), (170, 400), (0, 560), (540, 600), (600, 610)):
+        wanted = np.zeros((stop - start, *whole.shape[1:]), np.float32)
+        inside = slice(max(start, 0), min(stop, 560))
+        if inside.start < inside.stop:
+            wanted[inside.start - start : inside.stop - start] = whole[inside]
+        np.testing.assert_array_equal(states.read(start, stop), wanted)
+    assert len(states._kept) <= 2
 
 
 def test_chunks_must_hold_more_than_their_context(pair, voice):

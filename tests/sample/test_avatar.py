@@ -21,14 +21,14 @@ from mi_jax.avatar.folders import find_model
 from mi_jax.data import faces, pictures, sound_files
 from mi_jax.errors import InputError
 from mi_jax.mesh import make_mesh
-from mi_jax.models import wav2vec2
+from mi_jax.models import tiling, wav2vec2
 from mi_jax.models.audio_encoder import cut_audio
-from mi_jax.models.wav2vec2 import hidden_states
+from mi_jax.models.wav2vec2 import HiddenStates, hidden_states
 from mi_jax.sample import avatar as avatar_module
+from mi_jax.sample import stream as stream_module
 from mi_jax.sample.avatar import Avatar, load
 from mi_jax.sample.inputs import Speaker, num_frames, read_voice
 from mi_jax.sample.save import mix, save_video
-from mi_jax.sample.windows import plan_windows
 
 SECONDS = 0.5  # every test animates the same 12 frames in 4 latent frames, compiled once
 
@@ -84,12 +84,48 @@ def test_frames_seed_and_every_input_decide_the_video(avatar):
         assert (animate(avatar, **change) != video).mean() > 0.01, change
 
 
-def test_a_new_length_compiles_its_noise_levels_once_and_no_ears(avatar):
-    programs = [wav2vec2._encode, avatar_module._encode_audio, avatar_module.denoise_level]
-    animate(avatar, steps=3)
+def test_a_new_length_compiles_nothing_anew(avatar):
+    """Of videos that are more than one window."""
+    programs = [wav2vec2._encode, avatar_module._encode_audio, stream_module.advance, tiling._decode]
+    made = lambda seconds: animate(avatar, speakers=[Speaker(voice(seconds))], window=4, overlap=3)  # noqa: E731
+    made(1.0)
     before = [program._cache_size() for program in programs]
-    animate(avatar, speakers=[Speaker(voice(0.66))], steps=3)
-    assert [program._cache_size() - n for program, n in zip(programs, before, strict=True)] == [0, 0, 1]
+    for seconds in (0.66, 0.8, 1.1):
+        assert len(made(seconds)) == round(25 * seconds)
+    assert [program._cache_size() for program in programs] == before
+
+
+def test_frames_come_as_they_are_made_and_are_the_same_video(avatar):
+    seen = []
+    told = {"speakers": [Speaker(voice(2.0))], "window": 4, "overlap": 3, "portrait": portrait(), "prompt": "She nods."}
+    whole = avatar.animate(**told)
+    pieces = avatar.stream(**told, progress=lambda done, total: seen.append((done, total)))
+    first = next(pieces)
+    passes = seen[-1]
+    assert passes[0] < passes[1] == 2 * 11  # windows of 4 that share 3 cover 14 latent frames
+    np.testing.assert_array_equal(np.concatenate([first, *pieces]), whole)
+    by_level = avatar.animate(**told, order="level")
+    assert np.abs(by_level.astype(int) - whole).max() <= 1
+    causal = avatar.animate(**told, order="causal")
+    assert causal.shape == whole.shape
+    assert (causal != whole).mean() > 0.1
+
+
+def test_a_video_is_the_beginning_of_a_longer_one(avatar):
+    """Until sound that the shorter one lacks is in a window's reach."""
+    told = {"portrait": portrait(), "prompt": "", "window": 4, "overlap": 3, "steps": 1}
+    sound = voice(4.0)
+    longer = avatar.animate(speakers=[Speaker(sound)], **told)
+    states = HiddenStates(avatar.encoders.wav2vec2, sound, 101)
+    shorter = avatar.listening(portrait(), [np.ones((40, 48), bool)], [sound], "", 26)
+    np.testing.assert_array_equal(shorter.voices[0].read(0, 60), states.read(0, 60))
+    made = list(
+        avatar.denoise_stream(
+            dataclasses.replace(shorter, latent_frames=12), seed=0, steps=1, window=4, overlap=3,
+            weights={"audio": 0.0}, noise=None,
+        )
+    )  # fmt: skip
+    np.testing.assert_array_equal(avatar.decode(np.concatenate(made))[:25], longer[:25])
 
 
 def test_every_kind_of_input_means_the_same(avatar, tmp_path):
@@ -186,21 +222,17 @@ def test_saved_and_loaded_it_is_the_same_avatar(avatar):
 
 @pytest.fixture
 def traced(monkeypatch) -> list[tuple[int, int, int]]:
-    """Of every noise level that is traced: data and seq of its mesh, and how many windows pass through the denoiser."""
+    """Of every step that is traced: data and seq of its mesh, and how many windows pass through the denoiser."""
     seen = []
-    original = avatar_module.sliding_window
+    original = avatar_module.guided_velocity
 
-    def probed(velocity, noise, sigmas, conditions, *, window, overlap, group):
-        def counted(latents, sigma, conditions):
-            mesh = jax.sharding.get_abstract_mesh()
-            groups = -(-len(plan_windows(noise.shape[1], window, overlap)) // group)
-            seen.append((mesh.shape["data"], mesh.shape["seq"], groups * latents.shape[0]))
-            return velocity(latents, sigma, conditions)
-
-        return original(counted, noise, sigmas, conditions, window=window, overlap=overlap, group=group)
+    def counted(dit, weights, latents, sigma, conditions):
+        mesh = jax.sharding.get_abstract_mesh()
+        seen.append((mesh.shape["data"], mesh.shape["seq"], latents.shape[0]))
+        return original(dit, weights, latents, sigma, conditions)
 
     jax.clear_caches()
-    monkeypatch.setattr(avatar_module, "sliding_window", probed)
+    monkeypatch.setattr(avatar_module, "guided_velocity", counted)
     yield seen
     jax.clear_caches()
 
@@ -300,7 +332,7 @@ def torn_picture() -> Image.Image:
     ],
 )
 def test_bad_arguments_are_refused_before_the_long_work(avatar, monkeypatch, change, message):
-    monkeypatch.setattr(avatar_module.Avatar, "denoise", lambda *_, **__: pytest.fail("the long work began"))
+    monkeypatch.setattr(avatar_module.Avatar, "denoise_stream", lambda *_, **__: pytest.fail("the long work began"))
     with pytest.raises(InputError, match=message) as caught:
         animate(avatar, **change)
     assert "\n" not in str(caught.value)

@@ -5,30 +5,32 @@ import pytest
 from mi_jax import memory
 from mi_jax.avatar.config import AvatarConfig
 from mi_jax.errors import InputError
-from mi_jax.sample.sizes import check_memory, device_bytes_of, host_bytes_of
+from mi_jax.sample.sizes import array_bytes_of, check_array_memory, check_device_memory, device_bytes_of
 
 PUPPET = AvatarConfig.puppet()
 
 
 def test_bytes_of_a_puppet_by_hand():
     """101 frames of 96x96 pixels: 26 latent frames of 12x12x16, 36 tokens each, of width 256 and 1024."""
-    latents = 26 * 12 * 12 * 16 * 4
-    assert host_bytes_of(PUPPET, 101, voices=0) == latents + 2 * 101 * 96 * 96 * 3
-    assert device_bytes_of(PUPPET, 101, window=9) == 2 * latents + 9 * 36 * 256 * (4 + 4) * 4
-    assert device_bytes_of(PUPPET, 101, window=33) == 2 * latents + 26 * 36 * 256 * (4 + 4) * 4
-    # Of many voices their states: 202 steps of 5 x 128.
-    assert host_bytes_of(PUPPET, 101, voices=64) == 2 * 64 * 202 * 5 * 128 * 4
+    frame, token = 12 * 12 * 16 * 4, 36 * 256 * (4 + 4) * 4
+    assert array_bytes_of(PUPPET, 101) == 2 * 101 * 96 * 96 * 3
+    assert device_bytes_of(PUPPET, 101, 33, 8) == 2 * 26 * frame + 26 * token
+    # 25 levels, each a window further, of 6 new frames; the whole video by level; one window if causal.
+    assert device_bytes_of(PUPPET, 1001, 9, 3) == 2 * (24 * 6 + 9) * frame + 9 * token
+    assert device_bytes_of(PUPPET, 1001, 9, 3, "level") == 2 * 251 * frame + 9 * token
+    assert device_bytes_of(PUPPET, 1001, 9, 3, "causal") == 2 * 9 * frame + 9 * token
+    assert device_bytes_of(PUPPET, 10**7, 9, 3) == device_bytes_of(PUPPET, 1001, 9, 3)
 
 
 def test_a_video_is_refused_exactly_where_memory_ends(monkeypatch):
-    needed = host_bytes_of(PUPPET, 25_001, voices=1)
+    needed = array_bytes_of(PUPPET, 25_001)
     monkeypatch.setattr(memory, "host_bytes", lambda: needed)
-    check_memory(PUPPET, 25_001, 1, 33)
+    check_array_memory(PUPPET, 25_001)
     monkeypatch.setattr(memory, "host_bytes", lambda: needed - 1)
-    with pytest.raises(InputError, match=r"^a video of 1000\.04 s and 96x96 pixels takes at least 1\.3\d* GiB"):
-        check_memory(PUPPET, 25_001, 1, 33)
+    with pytest.raises(InputError, match=r"^a video of 1000\.04 s and 96x96 pixels takes at least 1\.2\d* GiB"):
+        check_array_memory(PUPPET, 25_001)
     monkeypatch.setattr(memory, "host_bytes", lambda: None)  # a system that does not tell
-    check_memory(PUPPET, 25_001, 1, 33)
+    check_array_memory(PUPPET, 25_001)
 
 
 def test_accelerators_have_memory_of_their_own(monkeypatch):
@@ -39,15 +41,15 @@ def test_accelerators_have_memory_of_their_own(monkeypatch):
         def memory_stats(self):
             return {"bytes_limit": self.limit}
 
-    needed = device_bytes_of(PUPPET, 25_001, 33)
+    needed = device_bytes_of(PUPPET, 25_001, 33, 8)
     for limit in (needed // 2, needed // 2 - 1):
         devices = [Device(limit), Device(needed - needed // 2)]
         monkeypatch.setattr("jax.local_devices", lambda devices=devices: devices)
         if limit == needed // 2:
-            check_memory(PUPPET, 25_001, 0, 33)
+            check_device_memory(PUPPET, 25_001, 33, 8)
         else:
             with pytest.raises(InputError, match="of the accelerators' memory"):
-                check_memory(PUPPET, 25_001, 0, 33)
+                check_device_memory(PUPPET, 25_001, 33, 8)
 
 
 @pytest.mark.parametrize(
