@@ -13,7 +13,7 @@ so where there are several devices each takes one at a time (host memory then ho
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -99,40 +99,47 @@ def _spatial(run: Callable, x: np.ndarray, tile: int, step: int, out_step: int) 
     return np.concatenate(rows, axis=2)
 
 
-def _temporal(
-    run: Callable, pieces: Iterable[np.ndarray], tile: int, step: int, out_step: int, causal: bool = False
-) -> Iterator[np.ndarray]:
-    """Runs tiles of x [b t h w c], which comes in `pieces` along time, and yields the output in order. A tile is run as
-    soon as it is known whether anything follows it.
+class _TimeTiles:
+    """Runs overlapping tiles of x [b t h w c], which comes in chunks along time; a tile as soon as it is known whether
+    anything follows it.
 
-    causal: nothing of the output depends on what follows, so that the last of several tiles may be filled up: one
-    shape serves videos of all lengths. The output then goes on beyond the end.
+    tile, step: in entries of x; a tile is one longer. out_step: of the output. causal: nothing of the output depends on
+    what follows, so that the last of several tiles may be filled up: one shape serves videos of all lengths. The output
+    then goes on beyond the end.
     """
-    pieces, x, ended = iter(pieces), None, False
-    earlier, i = None, 0  # x begins where tile i does
-    while True:
-        while not ended and (x is None or x.shape[1] <= tile + 1):
-            more = next(pieces, None)
-            if more is None:
-                ended = True
-            else:
-                x = more if x is None else np.concatenate([x, more], axis=1)
-        if x is None:
+
+    def __init__(self, run: Callable, tile: int, step: int, out_step: int, causal: bool = False):
+        self.run, self.tile, self.step, self.out_step, self.causal = run, tile, step, out_step, causal
+        self.number, self.x, self.tail = 0, None, None
+        """The tile that comes next, x from its start on, and of the output of the one before what it fades in over."""
+
+    def push(self, chunk: np.ndarray) -> Iterator[np.ndarray]:
+        self.x = chunk if self.x is None else np.concatenate([self.x, chunk], axis=1)
+        while self.x.shape[1] > self.tile + 1:
+            yield self._next()
+
+    def finish(self) -> Iterator[np.ndarray]:
+        if self.x is None:
             return
-        if i == 0 and x.shape[1] <= tile + 1:
-            yield run(x)
+        if self.number == 0:  # one tile covers it
+            yield self.run(self.x)
             return
-        if not x.shape[1]:
-            return
-        cut = x[:, : tile + 1]
-        y = run(np.pad(cut, [(0, 0), (0, (tile + 1 - cut.shape[1]) * causal), *[(0, 0)] * 3], mode="edge"))
-        if i == 0:
-            yield y[:, : out_step + 1]
-            y = y[:, 1:]
+        while self.x.shape[1]:
+            yield self._next()
+
+    def _next(self) -> np.ndarray:
+        cut = self.x[:, : self.tile + 1]
+        y = self.run(
+            np.pad(cut, [(0, 0), (0, (self.tile + 1 - cut.shape[1]) * self.causal), *[(0, 0)] * 3], mode="edge")
+        )
+        head, y = y[:, :1], y[:, 1:]
+        if self.number == 0:
+            done = np.concatenate([head, y[:, : self.out_step]], axis=1)
         else:
-            y = _fade(earlier, y[:, 1:], out_step, axis=1)
-            yield y[:, :out_step]
-        earlier, x, i = y, x[:, step:], i + 1
+            y = _fade(self.tail, y, 0, axis=1)
+            done = y[:, : self.out_step]
+        self.x, self.tail, self.number = self.x[:, self.step :], y[:, self.out_step :], self.number + 1
+        return done
 
 
 def _steps(c: VAEConfig) -> tuple[int, int, int, int]:
@@ -167,8 +174,9 @@ def encode_tiled(
     def tile(x):
         return _spatial(run, x, size, step, step // s)
 
-    pieces = _temporal(tile, [np.asarray(video)], frames, frame_step, frame_step // st)
-    latents = np.concatenate(list(pieces), axis=1)[:, : (f - 1) // st + 1, : height // s, : width // s]
+    tiles = _TimeTiles(tile, frames, frame_step, frame_step // st)
+    latents = np.concatenate([*tiles.push(np.asarray(video)), *tiles.finish()], axis=1)
+    latents = latents[:, : (f - 1) // st + 1, : height // s, : width // s]
     mean, logvar = np.split(latents, 2, axis=-1)
     return mean, logvar
 
@@ -191,26 +199,53 @@ def decode_stream(
 ) -> Iterator[Float[np.ndarray, "b n H W 3"]]:
     """The same of latents that come in `chunks` along time, of a number that need not be known: the same frames, each
     as soon as the tile it is in is there, in memory that does not grow with the video."""
-    s, st = vae.config.spatial_stride, vae.config.temporal_stride
-    size, step, frames, frame_step = _steps(vae.config)
-    run = _on_devices(_decode, vae, devices)
-    seen, given, sides = 0, 0, None
+    decoder = Decoder(vae, devices=devices)
+    for chunk in chunks:
+        yield from decoder.push(chunk)
+    yield from decoder.finish()
 
-    def tile(z):
-        return _spatial(run, z, size // s, step // s, step)
 
-    def counted():
-        nonlocal seen, sides
-        for chunk in chunks:
-            seen, sides = seen + chunk.shape[1], chunk.shape[2:4]
-            yield np.asarray(chunk)
+class Decoder:
+    """`decode_stream` with its chunks given one by one, whose place can be kept (`state`) and taken up again."""
 
-    causal = vae.config.norm == "rms"
-    for piece in _temporal(tile, counted(), frames // st, frame_step // st, frame_step, causal):
-        piece = piece[:, : (seen - 1) * st + 1 - given, : sides[0] * s, : sides[1] * s]
-        given += piece.shape[1]
-        if piece.shape[1]:
-            yield piece
+    def __init__(self, vae: VAE, *, devices: Sequence[jax.Device] | None = None):
+        self.size, self.step, frames, frame_step = _steps(vae.config)
+        self.s, self.st = vae.config.spatial_stride, vae.config.temporal_stride
+        self.run = _on_devices(_decode, vae, devices)
+        causal = vae.config.norm == "rms"
+        self.tiles = _TimeTiles(self._tile, frames // self.st, frame_step // self.st, frame_step, causal)
+        self.seen, self.given = 0, 0
+        """Latent frames taken, and frames given out."""
+
+    def push(self, latents: Float[Array | np.ndarray, "b t h w c"]) -> Iterator[Float[np.ndarray, "b n H W 3"]]:
+        """Frames that are known with these latents."""
+        self.seen += latents.shape[1]
+        return self._given(self.tiles.push(np.asarray(latents)))
+
+    def finish(self) -> Iterator[Float[np.ndarray, "b n H W 3"]]:
+        """All others: nothing follows."""
+        return self._given(self.tiles.finish())
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What `restore` takes; between two pieces of what `push` gives."""
+        arrays = {"latents": self.tiles.x, "tail": self.tiles.tail}
+        numbers = {"tile": self.tiles.number, "seen": self.seen, "given": self.given}
+        return {name: np.asarray(x) for name, x in (arrays | numbers).items() if x is not None}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        self.tiles.x, self.tiles.tail = state.get("latents"), state.get("tail")
+        self.tiles.number, self.seen, self.given = (int(state[name]) for name in ("tile", "seen", "given"))
+
+    def _tile(self, z: np.ndarray) -> np.ndarray:
+        return _spatial(self.run, z, self.size // self.s, self.step // self.s, self.step)
+
+    def _given(self, pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        for piece in pieces:
+            h, w = self.tiles.x.shape[2:4]
+            piece = piece[:, : (self.seen - 1) * self.st + 1 - self.given, : h * self.s, : w * self.s]
+            self.given += piece.shape[1]
+            if piece.shape[1]:
+                yield piece
 
 
 def decode_tiled(vae: VAE, latents: Float[Array | np.ndarray, "b t h w c"]) -> Float[np.ndarray, "b f H W 3"]:

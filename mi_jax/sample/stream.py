@@ -6,7 +6,7 @@ videos of every length, and forgets frames that are final. Only `causal` gives a
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,7 +21,7 @@ from mi_jax.diffusion import euler_step
 from mi_jax.errors import InputError
 from mi_jax.mesh import gather, spread_batch
 from mi_jax.sample.guidance import Velocity
-from mi_jax.sample.order import Order, held_windows, next_group, reach_of
+from mi_jax.sample.order import Order, Pass, held_windows, next_group, reach_of
 from mi_jax.sample.windows import blend_weights, check_overlap, plan_windows
 
 
@@ -93,8 +93,8 @@ def stream(
     group: int = 1,
     order: Order = "wavefront",
     progress: Callable[[int, int | None], None] | None = None,
-) -> Iterator[Float[Array, "b n h w c"]]:
-    """Latents at the last noise level, in chunks from first to last, each as soon as it is final.
+) -> "Stream":
+    """Latents at the last noise level, in chunks [b n h w c] from first to last, each as soon as it is final.
 
     With `order` "level" or "wavefront" the chunks together are `sliding_window`'s video, to rounding. By wavefront the
     first comes after some levels^2 / 2 passes through the network, and memory does not grow with the video.
@@ -130,59 +130,119 @@ def stream(
         grid.extend(*arriving.known())
         if order == "level" and not grid.ended:
             raise InputError('order "level" needs the length of the video before it begins')
-    return _chunks(velocity, noise, sigmas, conditions, grid, arriving, group, progress)
+    return Stream(velocity, noise, sigmas, conditions, grid, arriving, group, progress)
 
 
-def _chunks(velocity, noise, sigmas, conditions, grid: "Grid", arriving, group, progress):
-    levels = len(sigmas) - 1
-    first, done, told = 0, [], {}  # the earliest window that is not done; levels passed by it and those after it
-    held, emitted, passes = None, 0, 0
-    if progress is not None:
-        progress(0, grid.passes(levels))
-    while True:
-        chosen = []
+class Stream(Iterator):
+    """The chunks of `stream`. Between two of them the place can be kept (`state`), and taken up again by a stream of
+    the same arguments (`restore`)."""
+
+    def __init__(self, velocity, noise, sigmas, conditions, grid: "Grid", arriving, group: int, progress):
+        self.velocity, self.noise, self.sigmas, self.conditions = velocity, noise, sigmas, conditions
+        self.grid, self.arriving, self.group, self.progress = grid, arriving, group, progress
+        self.levels = len(sigmas) - 1
+        self.first, self.done = 0, []
+        """The earliest window that is not done; levels passed by it and by those after it that may begin."""
+        self.emitted, self.passes, self.held, self.told = 0, 0, None, {}
+        self._say()
+
+    def __next__(self) -> Float[Array, "b n h w c"]:
+        while True:
+            while self.done and self.done[0] == self.levels:
+                chunk = self._finish_first()
+                if chunk is not None:
+                    return chunk
+            group = self._next_group()
+            if not group:
+                raise StopIteration
+            self._advance(group)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What `restore` takes."""
+        numbers = {"first": self.first, "done": self.done, "emitted": self.emitted, "passes": self.passes}
+        held = {} if self.held is None else {"latents": self.held.latents, "total": self.held.total}
+        return {name: np.asarray(x) for name, x in (numbers | held).items()}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        self.first, self.emitted, self.passes = (int(state[name]) for name in ("first", "emitted", "passes"))
+        self.done = [int(level) for level in state["done"]]
+        if "latents" in state:
+            self._hold()  # as the programs give it
+            self.held = Held(_like(self.held.latents, state["latents"]), _like(self.held.total, state["total"]))
+        for window, level in enumerate(self.done, self.first):
+            if 0 < level < self.levels:
+                self._tell(window)
+        self._say()
+
+    def _next_group(self) -> list[Pass]:
+        grid, arriving = self.grid, self.arriving
         for wait in (False, True):  # for what is still to come, only when there is nothing else to do
             if arriving is not None and not grid.ended:
-                grid.extend(*arriving.known(grid.needed(first + len(done)) if wait else None))
-            done += [0] * (grid.admitted - first - len(done))
-            chosen = next_group(done, first, grid.ended, order=grid.order, levels=levels, reach=grid.reach, group=group)
-            if chosen or arriving is None or grid.ended:
+                grid.extend(*arriving.known(grid.needed(self.first + len(self.done)) if wait else None))
+            self.done += [0] * (grid.admitted - self.first - len(self.done))
+            group = next_group(
+                self.done, self.first, grid.ended,
+                order=grid.order, levels=self.levels, reach=grid.reach, group=self.group,
+            )  # fmt: skip
+            if group or arriving is None or grid.ended:
                 break
-        if not chosen:
-            return
-        if held is None:
-            held = _empty(noise.window(0, 1), grid.held_frames(held_windows(grid.order, levels, grid.reach, group)))
-        base = grid.starts[first]
-        for pass_ in chosen:
+        return group
+
+    def _advance(self, group: list[Pass]) -> None:
+        grid, base = self.grid, self.grid.starts[self.first]
+        if self.held is None:
+            self._hold()
+        for pass_ in group:
             if pass_.level == 0:
                 start = grid.starts[pass_.window]
-                told[pass_.window] = None if conditions is None else conditions.window(start, grid.window)
-                held = begin(held, noise.window(start, grid.window), np.int32(start - base), *grid.fresh(pass_.window))
+                self._tell(pass_.window)
+                noise = self.noise.window(start, grid.window)
+                self.held = begin(self.held, noise, np.int32(start - base), *grid.fresh(pass_.window))
         # A group that is not full takes its last pass again, of no weight.
-        filled = chosen + chosen[-1:] * (group - len(chosen))
+        filled = group + group[-1:] * (self.group - len(group))
         plans = [grid.plan(pass_.window) for pass_ in filled]
         weights, finished, pinned = (np.stack(part) for part in zip(*plans, strict=True))
-        weights[len(chosen) :], finished[len(chosen) :] = 0, False
+        weights[len(group) :], finished[len(group) :] = 0, False
         at = np.array([grid.starts[pass_.window] - base for pass_ in filled], np.int32)
-        steps = np.stack([sigmas[pass_.level : pass_.level + 2] for pass_ in filled])
-        parts = None if conditions is None else [told[pass_.window] for pass_ in filled]
-        held = advance(velocity, held, at, weights, finished, pinned, steps, parts)
-        for pass_ in chosen:
-            done[pass_.window - first] += 1
-        passes += len(chosen)
-        if progress is not None:
-            jax.block_until_ready(held)
-            progress(passes, grid.passes(levels))
-        while done and done[0] == levels:
-            base, final = grid.starts[first], grid.final(first)
-            if final > emitted:
-                yield _taken(held, np.int32(emitted - base), final - emitted)
-            emitted = final
-            told.pop(first)
-            done.pop(0)
-            first += 1
-            if first < len(grid.starts):
-                held = forget(held, np.int32(grid.starts[first] - base))
+        steps = np.stack([self.sigmas[pass_.level : pass_.level + 2] for pass_ in filled])
+        told = None if self.conditions is None else [self.told[pass_.window] for pass_ in filled]
+        self.held = advance(self.velocity, self.held, at, weights, finished, pinned, steps, told)
+        for pass_ in group:
+            self.done[pass_.window - self.first] += 1
+        self.passes += len(group)
+        if self.progress is not None:
+            jax.block_until_ready(self.held)
+            self._say()
+
+    def _finish_first(self) -> Array | None:
+        """What is final now that the first window is done, which is forgotten."""
+        grid = self.grid
+        base, final, chunk = grid.starts[self.first], grid.final(self.first), None
+        if final > self.emitted:
+            chunk = _taken(self.held, np.int32(self.emitted - base), final - self.emitted)
+            self.emitted = final
+        self.told.pop(self.first, None)
+        self.done.pop(0)
+        self.first += 1
+        if self.first < len(grid.starts):
+            self.held = forget(self.held, np.int32(grid.starts[self.first] - base))
+        return chunk
+
+    def _hold(self) -> None:
+        frames = self.grid.held_frames(held_windows(self.grid.order, self.levels, self.grid.reach, self.group))
+        self.held = _empty(self.noise.window(0, 1), frames)
+
+    def _tell(self, window: int) -> None:
+        if self.conditions is not None:
+            self.told[window] = self.conditions.window(self.grid.starts[window], self.grid.window)
+
+    def _say(self) -> None:
+        if self.progress is not None:
+            self.progress(self.passes, self.grid.passes(self.levels))
+
+
+def _like(x: Array, saved: np.ndarray) -> Array:
+    return jax.device_put(saved.astype(x.dtype), x.sharding)
 
 
 class Grid:

@@ -179,11 +179,10 @@ def test_tiled_decoding_yields_every_frame_once(puppet, t):
 
 
 @pytest.mark.parametrize("kind", ["small", "puppet"])
-def test_latents_that_come_in_chunks_are_the_same_video(kind, request, monkeypatch):
+def test_latents_that_come_in_chunks_are_the_same_video(kind, request):
     """Also where the last tile is filled up, and one program serves all lengths."""
     vae = request.getfixturevalue(kind)
     rng = np.random.default_rng(0)
-    pieces_of = tiling._temporal
     before = None
     for t in (17, 18, 23, 29):
         latents = rng.standard_normal((1, t, 2, 2, 4)).astype(np.float32)
@@ -193,13 +192,24 @@ def test_latents_that_come_in_chunks_are_the_same_video(kind, request, monkeypat
             sizes = tiling._decode._cache_size()
             assert before in (None, sizes)
             before = sizes
-        with monkeypatch.context() as patch:
-            patch.setattr(tiling, "_temporal", lambda *args: pieces_of(*args[:5]))  # nothing filled up
-            whole = decode_tiled(vae, latents)
+        exact = tiling.Decoder(vae)
+        exact.tiles.causal = False  # nothing is filled up
+        whole = np.concatenate([*exact.push(latents), *exact.finish()], axis=1)
         if kind == "puppet":
             before = tiling._decode._cache_size()
         np.testing.assert_allclose(streamed, whole, atol=1e-5)
         assert streamed.shape[1] == 4 * t - 3
+
+
+def test_decoding_is_taken_up_where_it_was_left(puppet):
+    latents = np.random.default_rng(0).standard_normal((1, 29, 2, 2, 4)).astype(np.float32)
+    whole = decode_tiled(puppet, latents)
+    for left in (0, 1, 4, 17, 28):
+        before, after = tiling.Decoder(puppet), tiling.Decoder(puppet)
+        frames = list(before.push(latents[:, :left])) if left else []
+        after.restore(before.state())
+        frames += [*after.push(latents[:, left:]), *after.finish()]
+        np.testing.assert_array_equal(np.concatenate(frames, axis=1), whole)
 
 
 def test_frames_come_before_the_last_latents(puppet):

@@ -149,6 +149,20 @@ def test_on_eight_devices_it_is_the_same_video(group, guidance):
     assert layouts == [None, "data"]  # one program each
 
 
+@pytest.mark.parametrize("order", ["wavefront", "causal"])
+def test_a_stream_is_taken_up_where_it_was_left(order):
+    make = lambda: stream(entangled, noise(64), SIGMAS, told(64), order=order, group=2, **SMALL)  # noqa: E731
+    whole = list(make())
+    for left in (0, 1, 5, len(whole)):
+        before, after = make(), make()
+        chunks = [next(before) for _ in range(left)]
+        state = before.state()
+        assert all(isinstance(x, np.ndarray) for x in state.values())
+        after.restore(state)
+        chunks += list(after)
+        np.testing.assert_array_equal(np.concatenate(chunks, axis=1), np.concatenate(whole, axis=1))
+
+
 def test_weights_of_a_velocity_are_arguments_of_the_program():
     scaled = lambda scale, latents, sigma, conditions: scale * entangled(latents, sigma, conditions)  # noqa: E731
     run = lambda scale: joined(  # noqa: E731
