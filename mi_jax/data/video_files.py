@@ -4,6 +4,7 @@ Every fault of a file is an `InputError` of one line that names the file and wha
 beside their final name and renamed when whole, so a reader never meets half a video.
 """
 
+import logging
 import pathlib
 import shutil
 from collections.abc import Iterable
@@ -17,6 +18,8 @@ from mi_jax.data.containers import Losses, decoded, opened, track
 from mi_jax.errors import InputError
 from mi_jax.files import PathLike, check_writable, existing_file, written_beside
 from mi_jax.rates import FPS, SAMPLE_RATE
+
+log = logging.getLogger("mi_jax")
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")  # containers that hold H.264 and AAC
 LEAST_BITS = 0.05
@@ -100,20 +103,17 @@ def write_video(
         video, sound, written = None, None, 0
         for index, pixels in enumerate(frames):
             if video is None:
-                video = _add_video(container, pixels.shape, fps, crf)
-                sound = None if audio is None else _add_sound(container, audio, sample_rate)
-            frame = av.VideoFrame.from_ndarray(_even(pixels), format="rgb24")
-            frame.pts = index
-            frame = frame.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED)
-            container.mux(_encoded(video, frame, path))
+                video = add_video(container, pixels.shape, fps, crf)
+                sound = None if audio is None else add_sound(container, audio, sample_rate)
+            container.mux(encoded(video, picture(pixels, index), path))
             if sound is not None:  # the sound under this frame follows it: neither track waits in memory
                 until = (index + 1) * sample_rate // fps
-                written = _mux_sound(container, sound, audio, written, until)
+                written = mux_sound(container, sound, audio, written, until)
         if video is None:
             raise ValueError(f"{path}: no frame to write")
         container.mux(video.encode(None))
         if sound is not None:
-            _mux_sound(container, sound, audio, written, len(audio))
+            mux_sound(container, sound, audio, written, len(audio))
             container.mux(sound.encode(None))
 
 
@@ -135,35 +135,60 @@ def _even(pixels: np.ndarray) -> np.ndarray:
     return np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
-def _encoded(video, frame: av.VideoFrame, path: pathlib.Path) -> list:
+def picture(pixels: UInt8[np.ndarray, "H W 3"], number: int) -> av.VideoFrame:
+    """A frame as H.264 takes it."""
+    frame = av.VideoFrame.from_ndarray(_even(pixels), format="rgb24")
+    frame.pts = number
+    return frame.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED)
+
+
+def encoded(video, frame: av.VideoFrame, path: pathlib.Path) -> list:
     try:
         return video.encode(frame)
     except av.error.ExternalError as fault:  # x264 refuses
         raise InputError(f"{path}: H.264 takes no video of {frame.width}x{frame.height}") from fault
 
 
-def _add_video(container, shape: tuple[int, ...], fps: int, crf: int):
+def _options(crf: int) -> dict[str, str]:
     # x264's macroblock tree reads memory that nobody wrote where the width is no multiple of 128: the same frames
     # become another file each time, 2 of 255 apart. Without it files are a quarter to two fifths larger.
-    options = {"crf": str(crf), "preset": "medium", "x264-params": "mbtree=0"}
-    stream = container.add_stream("libx264", rate=fps, options=options)
+    return {"crf": str(crf), "preset": "medium", "x264-params": "mbtree=0"}
+
+
+def add_video(container, shape: tuple[int, ...], fps: int, crf: int):
+    """An H.264 track for frames of this shape."""
+    stream = container.add_stream("libx264", rate=fps, options=_options(crf))
     stream.height, stream.width = written_size(*shape[:2])
     stream.pix_fmt = "yuv420p"
     stream.time_base = Fraction(1, fps)
-    # untagged video is read as BT.601 by some players and BT.709 by others
-    context = stream.codec_context
-    context.colorspace = context.color_primaries = context.color_trc = _BT709
-    context.color_range = _LIMITED
+    _tag(stream.codec_context)
     return stream
 
 
-def _add_sound(container, audio: np.ndarray, sample_rate: int):
+def picture_encoder(stream, crf: int) -> av.CodecContext:
+    """An encoder of its own for some of a track's frames: what it makes does not depend on those before."""
+    like, encoder = stream.codec_context, av.CodecContext.create("libx264", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = like.width, like.height, like.pix_fmt
+    encoder.time_base, encoder.framerate, encoder.options = like.time_base, like.framerate, _options(crf)
+    encoder.flags = like.flags
+    _tag(encoder)
+    return encoder
+
+
+def _tag(context) -> None:
+    # untagged video is read as BT.601 by some players and BT.709 by others
+    context.colorspace = context.color_primaries = context.color_trc = _BT709
+    context.color_range = _LIMITED
+
+
+def add_sound(container, audio: np.ndarray, sample_rate: int):
+    """An AAC track for samples of the shape of `audio`."""
     stream = container.add_stream("aac", rate=sample_rate)
     stream.layout = "mono" if audio.shape[1] == 1 else "stereo"
     return stream
 
 
-def _mux_sound(container, sound, audio: np.ndarray, start: int, stop: int) -> int:
+def mux_sound(container, sound, audio: np.ndarray, start: int, stop: int) -> int:
     """Encodes samples [start, stop); returns where to go on."""
     stop = min(stop, len(audio))
     if stop <= start:

@@ -1,7 +1,6 @@
 """Videos: frames, colours and sound come back, and a file that cannot be written leaves the old one."""
 
 import pathlib
-import resource
 from importlib import resources
 
 import av
@@ -96,15 +95,6 @@ def test_sound_that_is_not_finite_is_refused_before_writing(tmp_path):
     with pytest.raises(ValueError, match="not finite"):
         video_files.write_video(tmp_path / "a.mp4", moving_square(3, 32, 32), np.full(10, np.nan, np.float32))
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture
-def small_disk():
-    """No file may grow beyond 30,000 bytes: writing fails as it does on a full disk, in the middle."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
