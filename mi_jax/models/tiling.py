@@ -115,7 +115,10 @@ class _TimeTiles:
 
     def push(self, chunk: np.ndarray) -> Iterator[np.ndarray]:
         self.x = chunk if self.x is None else np.concatenate([self.x, chunk], axis=1)
-        while self.x.shape[1] > self.tile + 1:
+        return self.rest()
+
+    def rest(self) -> Iterator[np.ndarray]:
+        while self.x is not None and self.x.shape[1] > self.tile + 1:
             yield self._next()
 
     def finish(self) -> Iterator[np.ndarray]:
@@ -221,6 +224,10 @@ class Decoder:
         """Frames that are known with these latents."""
         self.seen += latents.shape[1]
         return self._given(self.tiles.push(np.asarray(latents)))
+
+    def rest(self) -> Iterator[Float[np.ndarray, "b n H W 3"]]:
+        """Frames that `push` has not given yet: after `restore`."""
+        return self._given(self.tiles.rest())
 
     def finish(self) -> Iterator[Float[np.ndarray, "b n H W 3"]]:
         """All others: nothing follows."""

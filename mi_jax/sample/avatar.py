@@ -7,7 +7,7 @@ Models that lack a part take what they have: without audio attention the video i
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from mi_jax.avatar.folders import load_models, save_avatar
 from mi_jax.bounds import fault_of, shown
 from mi_jax.conditions import Conditions
 from mi_jax.data import pictures, sound
-from mi_jax.data.features import Encoders, latent_mask, portrait_latents, prompt_features, to_pixels
+from mi_jax.data.features import Encoders, latent_mask, portrait_latents, prompt_features
 from mi_jax.diffusion import add_noise
 from mi_jax.errors import InputError
 from mi_jax.files import PathLike
@@ -29,9 +29,10 @@ from mi_jax.mesh import make_mesh, on_mesh, shard_parameters, take_devices
 from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.prompts import check_prompt
-from mi_jax.models.tiling import decode_stream
+from mi_jax.models.tiling import Decoder
 from mi_jax.models.wav2vec2 import HiddenStates, filled_length, hidden_states
 from mi_jax.rates import SAMPLE_RATE
+from mi_jax.sample.frames import Frames, Latents
 from mi_jax.sample.guidance import Guidance
 from mi_jax.sample.inputs import (
     Portrait,
@@ -146,9 +147,11 @@ class Avatar:
         width: int | None = None,
         face_model: PathLike | None = None,
         progress: Callable[[int, int | None], None] | None = None,
-    ) -> Iterator[UInt8[np.ndarray, "n H W 3"]]:
+    ) -> Frames:
         """The frames of `animate`'s video, a few at a time, as soon as they are final: for hours of video, or to show
         it while it is made. Memory and the time to the first frames do not grow with the length. Arguments as there.
+
+        The iterator's place can be kept and taken up again (`Frames`).
 
         Raises:
           InputError: as there, when it is called.
@@ -190,7 +193,7 @@ class Avatar:
             window=window, overlap=overlap, order=order, progress=progress,
         )  # fmt: skip
 
-    def _run(self, request: "_Request") -> Iterator[UInt8[np.ndarray, "n H W 3"]]:
+    def _run(self, request: "_Request") -> Frames:
         avatar, config = dataclasses.replace(self, config=request.config), request.config
         check_device_memory(config, request.frames, request.window, request.overlap, request.order)
         told = avatar.listening(request.portrait, request.masks, request.voices, request.prompt, request.latent_frames)
@@ -204,7 +207,7 @@ class Avatar:
             weights=request.weights,
             progress=request.progress,
         )
-        return _frames(avatar.decode_stream(latents), config.lead_in, config.lead_in + request.frames)
+        return avatar.decode_stream(latents, config.lead_in, config.lead_in + request.frames)
 
     def conditions(
         self,
@@ -300,8 +303,8 @@ class Avatar:
         noise: Float[Array | np.ndarray, "1 t h w c"] | None = None,
         order: Order = "wavefront",
         progress: Callable[[int, int | None], None] | None = None,
-    ) -> Iterator[Float[np.ndarray, "n h w c"]]:
-        """Latents of a video in chunks, from `noise` or that of `seed`.
+    ) -> Latents:
+        """Latents of a video in chunks [n h w c], from `noise` or that of `seed`.
 
         conditions: of the whole video, of `latent_frames`, by default as many as its audio has; or such as say
           themselves how many there are. weights: of guidance, by the names audio and text. Else see `sample.stream`.
@@ -333,22 +336,20 @@ class Avatar:
             order=order,
             progress=progress,
         )
-        return _on_host(chunks, avatar._on_mesh)
+        return Latents(chunks, avatar._on_mesh)
 
     def decode(self, latents: Float[np.ndarray, "t h w c"]) -> UInt8[np.ndarray, "f H W 3"]:
         """Pixels of latents, cropped to the model's size; a few frames at a time are in floating point."""
-        return np.concatenate(list(self.decode_stream([latents])))
+        return np.concatenate(list(self.decode_stream(iter([latents]))))
 
-    def decode_stream(self, chunks: Iterable[Float[np.ndarray, "t h w c"]]) -> Iterator[UInt8[np.ndarray, "n H W 3"]]:
-        """Pixels of latents that come in chunks, a few frames at a time, as soon as they are known."""
-        vae, (height, width) = self.encoders.vae, (self.config.height, self.config.width)
-        top, left = (
-            (padded - side) // 2 for padded, side in zip(self.config.padded_size, (height, width), strict=True)
-        )
-        devices = None if self.mesh is None else self.mesh.local_devices
-        scaled = (latents[None] / np.float32(vae.config.scaling_factor) for latents in chunks)
-        for piece in decode_stream(vae, scaled, devices=devices):
-            yield to_pixels(piece[0, :, top : top + height, left : left + width])
+    def decode_stream(
+        self, latents: Iterator[Float[np.ndarray, "n h w c"]], first: int = 0, end: int | None = None
+    ) -> Frames:
+        """Pixels of latents that come in chunks, as soon as they are known; of the frames from `first` on, before
+        `end`."""
+        devices, vae = None if self.mesh is None else self.mesh.local_devices, self.encoders.vae
+        size = (self.config.height, self.config.width)
+        return Frames(latents, Decoder(vae, devices=devices), vae.config.scaling_factor, size, first, end)
 
     def on(self, mesh: Mesh) -> "Avatar":
         """The same avatar with its weights on `mesh`. Those that lie there already as they should are not copied."""
@@ -412,27 +413,6 @@ class _NoiseAndPortrait:
 
     def window(self, start: int, length: int) -> Array:
         return add_noise(self.portrait[:, None], self.noise.window(start, length), jnp.float32(1 - self.share))
-
-
-def _frames(pieces: Iterator[np.ndarray], first: int, end: int) -> Iterator[np.ndarray]:
-    """Of frames that come in pieces those from `first` on, before `end`."""
-    seen = 0
-    for piece in pieces:
-        kept = piece[max(0, first - seen) : max(0, end - seen)]
-        seen += len(piece)
-        if len(kept):
-            yield kept
-
-
-def _on_host(chunks: Iterator[Array], on_mesh: Callable) -> Iterator[np.ndarray]:
-    """Each chunk is made on the mesh, and handed out without it."""
-    while True:
-        with on_mesh():
-            chunk = next(chunks, None)
-            chunk = None if chunk is None else np.asarray(chunk)[0]
-        if chunk is None:
-            return
-        yield chunk
 
 
 @jax.jit

@@ -111,6 +111,18 @@ def test_frames_come_as_they_are_made_and_are_the_same_video(avatar):
     assert (causal != whole).mean() > 0.1
 
 
+@pytest.mark.parametrize("order", ["wavefront", "causal"])
+def test_frames_are_gone_on_with_where_they_were_left(avatar, order):
+    told = {"speakers": [Speaker(voice(2.0))], "window": 4, "overlap": 3, "order": order}
+    make = lambda: avatar.stream(portrait(), prompt="She nods.", **told)  # noqa: E731
+    whole = list(make())
+    for left in (0, 1, 3, len(whole)):
+        before, after = make(), make()
+        pieces = [next(before) for _ in range(left)]
+        after.restore(before.state())
+        np.testing.assert_array_equal(np.concatenate([*pieces, *after]), np.concatenate(whole))
+
+
 def test_a_video_is_the_beginning_of_a_longer_one(avatar):
     """Until sound that the shorter one lacks is in a window's reach."""
     told = {"portrait": portrait(), "prompt": "", "window": 4, "overlap": 3, "steps": 1}
