@@ -5,6 +5,7 @@ import importlib.resources
 import os
 import pathlib
 import tempfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -253,6 +254,25 @@ def holds_model(name: str | os.PathLike) -> bool:
         return path.is_dir() and "base" in read_config(path)
     except InputError:
         return False
+
+
+def weights_described(name: str | os.PathLike, lora: Sequence[Adaptation] = ()) -> list[list]:
+    """[file, bytes, checksum of its end] of a model's weights and of files of factors with their weights: enough to
+    tell that they are no others than before, without reading them all."""
+    folder = open_folder(name)
+    files = sorted(folder.weights.glob("*.safetensors"))
+    described = [[path.name, path.stat().st_size, _end_of(path)] for path in files]
+    for entry in (*folder.lora, *lora):
+        path, weight = entry if isinstance(entry, tuple) else (entry, 1.0)
+        path = pathlib.Path(path)
+        described.append([path.name, path.stat().st_size, _end_of(path), weight])
+    return described
+
+
+def _end_of(path: pathlib.Path, length: int = 2**16) -> int:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - length))
+        return zlib.crc32(file.read())
 
 
 def find_model(name: str | os.PathLike) -> pathlib.Path:

@@ -31,8 +31,12 @@ def animate(
     face_model: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     devices: Devices | None = None,
     seq: Devices | None = None,
+    resume: bool = False,
 ) -> None:
     """A portrait, a voice and a sentence become a talking video.
+
+    The video can be watched while it is made: it grows as VIDEO.mp4.partial/video.mp4, and has its name when it is
+    whole. What was made before a kill or a full disk stays there; --resume goes on with it.
 
     Without AUDIO the video is silent; without PORTRAIT it is made of the sentence alone, if the model can do that.
 
@@ -60,16 +64,18 @@ def animate(
         from before or downloaded.
       devices: how many share the work; by default all.
       seq: of these, how many share the tokens of a window; by default what suits the video.
+      resume: go on with a video that an earlier run of the same command did not finish.
     """
-    from mi_jax.avatar.folders import avatar_config
+    from mi_jax.avatar.folders import avatar_config, weights_described
     from mi_jax.data import pictures, video_files
     from mi_jax.data.detector import named_detector
-    from mi_jax.files import refuse_inputs
+    from mi_jax.data.growing_video import GrowingVideo
+    from mi_jax.files import digest, refuse_inputs
     from mi_jax.mesh import take_devices
     from mi_jax.models.prompts import check_prompt
     from mi_jax.rates import FPS, SAMPLE_RATE
     from mi_jax.sample import avatar, inputs
-    from mi_jax.sample.save import save_video
+    from mi_jax.sample.save import sound_of
     from mi_jax.sample.sizes import check_device_memory
     from mi_jax.sample.windows import check_overlap
 
@@ -102,20 +108,28 @@ def animate(
     video_files.check_space(out, frames, config.height, config.width)
     check_device_memory(config, frames, window, overlap, order)
     masks = inputs.find_masks(config, pixels, mask or [None] * len(voices), face_model) if voices else []
-    loaded = avatar.load(model, lora=adaptations, devices=devices, seq=seq)
-    with ProgressBar("denoising", "pass") as bar:
-        video = loaded.stream(
-            pixels,
-            [inputs.Speaker(voice, mask) for voice, mask in zip(voices, masks)],
-            prompt,
-            seed=seed,
-            window=window,
-            overlap=overlap,
-            order=order,
-            seconds=seconds,
-            progress=bar,
-            **options,
-        )
-        save_video(out, video, list(audio) or None, frames=frames)
+    settings = {"seed": seed, "window": window, "overlap": overlap, "order": order}
+    made_of = {
+        "portrait": None if pixels is None else digest(pixels),
+        "audio": [digest(voice) for voice in voices],
+        "mask": [digest(mask) for mask in masks],
+        "prompt": prompt,
+        "seconds": frames / FPS,
+        "model": {"config": repr(config), "files": weights_described(model, adaptations)},
+    }
+    track, rate = sound_of(list(audio) or None, frames)
+    size = config.height, config.width
+    with GrowingVideo(out, *size, track, sample_rate=rate, request=made_of | settings, resume=resume) as growing:
+        loaded = avatar.load(model, lora=adaptations, devices=devices, seq=seq)
+        speakers = [inputs.Speaker(voice, mask) for voice, mask in zip(voices, masks)]
+        with ProgressBar("denoising", "pass") as bar:
+            video = loaded.stream(pixels, speakers, prompt, seconds=seconds, progress=bar, **settings, **options)
+            if growing.state is not None:
+                video.restore(growing.state)
+            for piece in video:
+                growing.write(piece)
+                if growing.segment_is_long:
+                    growing.keep(video.state())
+        growing.finish()
     height, width = video_files.written_size(config.height, config.width)
     print(f"{out}: {frames / FPS:.2f} s, {frames} frames of {width}x{height}")

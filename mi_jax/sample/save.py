@@ -46,10 +46,19 @@ def save_video(
         frames = len(video)
     else:
         video = (frame for piece in video for frame in piece)
+    track, rate = sound_of(audio, frames)
+    video_files.write_video(path, video, track, sample_rate=rate)
+
+
+def sound_of(audio: Sound | Speaker | Sequence[Sound | Speaker] | None, frames: int) -> tuple[np.ndarray | None, int]:
+    """The sound of a video of so many frames, None where there is none, and its sample rate. As for `save_video`.
+
+    Raises:
+      InputError: a sound cannot be read.
+    """
     sources = [source.audio if isinstance(source, Speaker) else source for source in sounds(audio)]
     if not sources:
-        video_files.write_video(path, video)
-        return
+        return None, SAMPLE_RATE
     seconds = frames / FPS
     # files keep more than the 16 kHz that the model hears
     rate = 48_000 if all(isinstance(source, PathLike) for source in sources) else SAMPLE_RATE
@@ -63,7 +72,7 @@ def save_video(
     peak = np.abs(mixed).max(initial=0)
     if peak > 1 and rate == SAMPLE_RATE:
         log.warning("audio: reaches %.2f times full scale, cut off at 1 in the video", peak)
-    video_files.write_video(path, video, mixed, sample_rate=rate)
+    return mixed, rate
 
 
 def mix(
