@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import resource
 import shutil
 import tempfile
 
@@ -58,3 +59,12 @@ def forget_programs():
     if not maps.exists() or len(maps.read_bytes().splitlines()) > 20_000:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture
+def small_disk():
+    """No file may grow beyond 30,000 bytes: writing fails as it does on a full disk, in the middle."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
