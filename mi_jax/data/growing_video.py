@@ -20,6 +20,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mi_jax.data import video_files
+from mi_jax.data.pieces import PIECE
+from mi_jax.data.sound_track import SoundTrack
 from mi_jax.errors import InputError
 from mi_jax.files import PathLike, disk_faults_named, locked, written_beside
 from mi_jax.rates import FPS, SAMPLE_RATE
@@ -43,7 +45,7 @@ class GrowingVideo:
         path: PathLike,
         height: int,
         width: int,
-        audio: Any = None,
+        audio: np.ndarray | SoundTrack | None = None,
         *,
         request: Mapping[str, Any] | None = None,
         resume: bool = False,
@@ -52,8 +54,6 @@ class GrowingVideo:
         crf: int = 16,
     ):
         self.path = video_files.check_video_path(path)
-        if isinstance(audio, np.ndarray) and audio.ndim == 1:
-            audio = audio[:, None]
         self.size, self.audio, self.fps, self.sample_rate, self.crf = (height, width), audio, fps, sample_rate, crf
         self.request = json.loads(json.dumps(request or {}))
         self.folder = self.path.with_name(f"{self.path.name}.partial")
@@ -183,7 +183,8 @@ class GrowingVideo:
                     packet.stream = stream
                     out.mux(packet)
                 if sound is not None:
-                    video_files.mux_sound(out, sound, self.audio, written, len(self.audio))
+                    while written < len(self.audio):
+                        written = video_files.mux_sound(out, sound, self.audio, written, written + PIECE)
                     out.mux(sound.encode(None))
         self._leave(remove=True)
 

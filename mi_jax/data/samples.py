@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from mi_jax.data.arrays import array_from, is_floating
+from mi_jax.data.pieces import all_finite, peak, pieces
 from mi_jax.data.sound import lost_in_mix
 from mi_jax.errors import InputError
 
@@ -16,7 +17,8 @@ MAX_PEAK = 10.0
 
 
 def samples_from(audio: Any, name: str) -> Float32[np.ndarray, "n c"]:
-    """Sound of one or two channels, full scale at 1, of a numpy, JAX or PyTorch array or a list.
+    """Sound of one or two channels, full scale at 1, of a numpy, JAX or PyTorch array or a list. An array of float32 is
+    not copied, wherever it lies.
 
     Args:
       audio: [n], [n 1], [n 2], [1 n] or [2 n], with further axes of length 1: floats with full scale at 1 (they may go
@@ -43,12 +45,12 @@ def samples_from(audio: Any, name: str) -> Float32[np.ndarray, "n c"]:
         silence, scale = FULL_SCALE[array.dtype.name]
         return ((kept.astype(np.float64) - silence) / scale).astype(np.float32)
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is said below
-        samples = kept.astype(np.float32)
-    if not np.isfinite(samples).all():
+        samples = kept.astype(np.float32, copy=False)
+    if not all_finite(samples):
         raise InputError(f"{name}: sound holds samples that are not numbers (NaN or infinite)")
-    peak = np.abs(samples).max()
-    if peak > MAX_PEAK:
-        raise InputError(f"{name}: samples reach {peak:.5g}, but full scale is 1 (16-bit samples: divide by 32768)")
+    loudest = peak(samples)
+    if loudest > MAX_PEAK:
+        raise InputError(f"{name}: samples reach {loudest:.5g}, but full scale is 1 (16-bit samples: divide by 32768)")
     return samples
 
 
@@ -57,6 +59,9 @@ def mono(samples: Float32[np.ndarray, "n c"]) -> Float32[np.ndarray, " n"]:
     if samples.shape[1] == 1:
         return samples[:, 0]
     mixed = samples.mean(axis=1, dtype=np.float32)
-    power = np.square(samples).sum(axis=0, dtype=np.float64)
-    lone = lost_in_mix(power, float(np.square(mixed).sum(dtype=np.float64)))
+    power, mixed_power = np.zeros(2), 0.0
+    for part in pieces(len(samples)):
+        power += np.square(samples[part]).sum(axis=0, dtype=np.float64)
+        mixed_power += float(np.square(mixed[part]).sum(dtype=np.float64))
+    lone = lost_in_mix(power, mixed_power)
     return mixed if lone is None else samples[:, lone]

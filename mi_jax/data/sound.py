@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from mi_jax.caches import has_home
+from mi_jax.data import pieces
 from mi_jax.rates import SAMPLE_RATE
 
 SILENT_DB = -60.0
@@ -32,10 +33,8 @@ def loudness(audio: Float32[np.ndarray, " n"], sample_rate: int = SAMPLE_RATE) -
     the mean of the others. So pauses do not make a voice quieter. Without that standard's K-weighting, which changes
     speech by about 1 dB.
     """
-    librosa = _librosa()
     block, hop = round(0.4 * sample_rate), round(0.1 * sample_rate)
-    audio = np.pad(audio, (0, max(0, block - len(audio))))  # a shorter sound is one block
-    power = librosa.feature.rms(y=audio, frame_length=block, hop_length=hop, center=False)[0].astype(np.float64) ** 2
+    power = _levels(audio, block, hop).astype(np.float64) ** 2
     for gate in (lambda _: 1e-7, lambda mean: 0.1 * mean):
         power = power[power > gate(power.mean())]
         if not len(power):
@@ -48,12 +47,11 @@ def trim_silence(audio: Float32[np.ndarray, " n"]) -> tuple[int, int]:
 
     Silent is what lies `TRIM_DB` below the loudest moment, or below `SILENT_DB`.
     """
-    librosa = _librosa()
-    frame = {"frame_length": 1024, "hop_length": 256}
-    loudest = librosa.feature.rms(y=audio, **frame).max()
-    reference = max(loudest, 10 ** ((SILENT_DB + TRIM_DB) / 20))
-    _, (start, stop) = librosa.effects.trim(audio, top_db=TRIM_DB, ref=reference, **frame)
-    return int(start), int(stop)
+    frame, hop = 1024, 256
+    levels = _levels(audio, frame, hop, margin=frame // 2)
+    reference = max(levels.max(), 10 ** ((SILENT_DB + TRIM_DB) / 20))
+    heard = np.flatnonzero(_librosa().amplitude_to_db(levels, ref=reference, top_db=None) > -TRIM_DB)
+    return (int(heard[0]) * hop, min(len(audio), int(heard[-1] + 1) * hop)) if len(heard) else (0, 0)
 
 
 def mfcc(
@@ -93,6 +91,20 @@ def remarks(audio: Float32[np.ndarray, " n"], name: str) -> list[str]:
     if silent:
         said.append(f"{name}: silent for {' and '.join(silent)}, which the video shows too")
     return said
+
+
+def _levels(audio: Float32[np.ndarray, " n"], frame: int, hop: int, margin: int = 0) -> Float32[np.ndarray, " t"]:
+    """Root mean squares of frames that begin every `hop` samples, with `margin` zeros at both ends; of a sound that is
+    shorter than one frame, that one. A piece of the sound at a time is in memory."""
+    rms = _librosa().feature.rms
+    count = max(0, len(audio) + 2 * margin - frame) // hop + 1
+    levels, together = np.empty(count, np.float32), max(1, pieces.PIECE // hop)
+    for first in range(0, count, together):
+        last = min(first + together, count)
+        start, stop = first * hop - margin, (last - 1) * hop - margin + frame
+        piece = np.pad(audio[max(0, start) : stop], (max(0, -start), max(0, stop - len(audio))))
+        levels[first:last] = rms(y=piece, frame_length=frame, hop_length=hop, center=False)[0]
+    return levels
 
 
 def _librosa() -> Any:

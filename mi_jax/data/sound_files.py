@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
+import shutil
 import wave
 from collections.abc import Iterator
 
@@ -15,7 +16,9 @@ import numpy as np
 import soxr
 from jaxtyping import Float32
 
+from mi_jax.data import spool as spools
 from mi_jax.data.containers import Losses, decoded, opened, track
+from mi_jax.data.pieces import peak, pieces
 from mi_jax.data.sound import SILENT_DB, lost_in_mix
 from mi_jax.errors import InputError
 from mi_jax.files import PathLike, existing_file, written_beside
@@ -23,7 +26,7 @@ from mi_jax.memory import available_bytes
 from mi_jax.rates import FPS, SAMPLE_RATE
 
 MAX_SECONDS = 6 * 3600
-"""The longest sound that is read whole: 1.4 GB at 16 kHz."""
+"""The longest sound that is read whole: 1.4 GB on the disk at 16 kHz."""
 MAX_CHANNELS = 64
 """FFmpeg's resampler takes no more."""
 TIMED = {"mov", "matroska", "webm", "ogg", "mpegts", "mpeg", "flv", "asf"}
@@ -50,25 +53,32 @@ def read_audio(
       turned upside down) is taken from its loudest channel, and that is said.
     - Time 0 is where the file starts, its video too. A track that starts later, or has a gap, is silent there.
     - What cannot be decoded is skipped (its time stays), and said.
+    - Beyond `spool.IN_MEMORY` bytes samples lie in an unnamed file of the temporary folder, not in memory: the array is
+      then a `numpy.memmap` that can only be read.
 
     Args:
       stereo: keep two channels where there are two or more: [n 2].
       seconds: of a longer sound only these are read.
 
     Raises InputError: missing, unreadable, nothing in it can be decoded, without a sound track, without a sample,
-      non-finite samples; without `seconds` also longer than `MAX_SECONDS` or than the free memory.
+      non-finite samples; longer than the free memory or, where it lies there, than the temporary folder has room for;
+      without `seconds` also longer than `MAX_SECONDS`.
     """
     path = existing_file(path, "audio")
-    mixer = _read(path, _Mixer(sample_rate, 2 if stereo else 1), seconds)
-    lone = None if stereo else lost_in_mix(mixer.power, mixer.mixed_power)
-    if lone is not None:
-        log.warning("%s: its %d channels cancel each other out; only channel %d is used", path, mixer.widest, lone + 1)
-        mixer = _read(path, _Mixer(sample_rate, 1, only=lone), seconds, quiet=True)
-    samples = mixer.samples()
-    if mixer.widest > 2 and len(samples):
-        samples /= max(1.0, np.abs(samples).max())
-    if samples.size == 0:
-        raise InputError(f"{path}: sound without a single sample")
+    with spools.Spool(path) as spool:
+        mixer = _read(path, _Mixer(spool, sample_rate, 2 if stereo else 1), seconds)
+        lone = None if stereo else lost_in_mix(mixer.power, mixer.mixed_power)
+        if lone is not None:
+            log.warning(
+                "%s: its %d channels cancel each other out; only channel %d is used", path, mixer.widest, lone + 1
+            )
+            spool.clear()
+            mixer = _read(path, _Mixer(spool, sample_rate, 1, only=lone), seconds, quiet=True)
+        if len(spool) == 0:
+            raise InputError(f"{path}: sound without a single sample")
+        if mixer.widest > 2 and (loudest := peak(mixer.samples())) > 1:
+            spool.divide(loudest)
+        samples = mixer.samples()
     return samples if seconds is None else samples[: round(seconds * sample_rate)]
 
 
@@ -100,11 +110,17 @@ def _check_length(path: pathlib.Path, stated: float, mixer: "_Mixer", seconds: f
     if seconds is None and stated > MAX_SECONDS:
         raise InputError(_too_long(path, stated))
     length = stated if seconds is None else min(seconds, stated)
-    needed, free = length * mixer.rate * mixer.channels * 4, available_bytes()
-    if free is not None and needed > free:
-        raise InputError(
-            f"{path}: {length / 3600:.1f} hours of sound take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-        )
+    size = length * mixer.rate * mixer.channels * 4
+    wanted = [(min(size, spools.IN_MEMORY), available_bytes(), "memory")]
+    if size > spools.IN_MEMORY:
+        folder = spools.temporary_folder(path)
+        wanted.append((size, shutil.disk_usage(folder).free, f"the temporary folder {folder} (TMPDIR names another)"))
+    for needed, free, place in wanted:
+        if free is not None and needed > free:
+            raise InputError(
+                f"{path}: {length / 3600:.1f} hours of sound take {needed / 1e9:.2f} GB of {place}, "
+                f"{free / 1e9:.2f} GB are free"
+            )
 
 
 def _too_long(path: pathlib.Path, seconds: float) -> str:
@@ -133,8 +149,7 @@ def _name_tracks(path: pathlib.Path, container, stream, mixer: "_Mixer") -> None
         tags = [other.metadata.get(key) for key in ("language", "title")]
         described[other.index] = f"{number} ({', '.join([*words, *(tag for tag in tags if tag and tag != 'und')])})"
     read = described.pop(stream.index)
-    peak = np.abs(mixer.samples()).max(initial=0)
-    silent = peak < 10 ** (SILENT_DB / 20)
+    silent = peak(mixer.samples()) < 10 ** (SILENT_DB / 20)
     log.log(
         logging.WARNING if silent else logging.INFO,
         "%s: %d sound tracks; read is %s%s, not read: %s",
@@ -207,16 +222,15 @@ class Clock:
 class _Mixer:
     """Brings pieces of any layout and rate to `channels` (1 or 2) and one rate, and measures what the mix loses."""
 
-    def __init__(self, rate: int, channels: int, only: int | None = None):
-        self.rate, self.channels, self.only = rate, channels, only
+    def __init__(self, spool: spools.Spool, rate: int, channels: int, only: int | None = None):
+        self.spool, self.rate, self.channels, self.only = spool, rate, channels, only
         self.power, self.mixed_power = np.zeros(0), 0.0  # of each channel, and of the mix: sums over all samples
         self.widest = 0  # channels, at most
-        self._samples = bytearray()
         self._resampler, self._from = None, None
 
     @property
     def seconds(self) -> float:
-        return len(self._samples) / (4 * self.channels * self.rate)
+        return len(self.spool) / (self.channels * self.rate)
 
     def add(self, samples: Float32[np.ndarray, "n c"], layout: str, rate: int) -> None:
         channels = samples.shape[1]
@@ -243,12 +257,12 @@ class _Mixer:
 
     def samples(self) -> np.ndarray:
         """[n], or [n 2] where two channels were wanted and any piece had them."""
-        samples = np.frombuffer(self._samples, np.float32).reshape(-1, self.channels)
+        samples = self.spool.array().reshape(-1, self.channels)
         return samples[:, 0] if self.channels == 1 or self.widest < 2 else samples
 
     def _append(self, mixed: np.ndarray, last: bool = False) -> None:
         chunk = mixed[:, 0] if self.channels == 1 else mixed
-        self._samples += self._resampler.resample_chunk(np.ascontiguousarray(chunk), last=last).tobytes()
+        self.spool.append(self._resampler.resample_chunk(np.ascontiguousarray(chunk), last=last))
 
 
 def mix_down(samples: Float32[np.ndarray, "n c"], layout: str, channels: int) -> Float32[np.ndarray, "n {channels}"]:
@@ -282,4 +296,5 @@ def write_audio(path: PathLike, audio: Float32[np.ndarray, " n"], sample_rate: i
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(sample_rate)
-        file.writeframes((np.clip(audio, -1, 1) * 32767).round().astype("<i2").tobytes())
+        for part in pieces(len(audio)):
+            file.writeframes((np.clip(audio[part], -1, 1) * 32767).round().astype("<i2").tobytes())

@@ -15,6 +15,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from mi_jax.data.containers import Losses, decoded, opened, track
+from mi_jax.data.pieces import PIECE, all_finite
+from mi_jax.data.sound_track import SoundTrack
 from mi_jax.errors import InputError
 from mi_jax.files import PathLike, check_writable, existing_file, written_beside
 from mi_jax.rates import FPS, SAMPLE_RATE
@@ -74,7 +76,7 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
 def write_video(
     path: PathLike,
     frames: UInt8[np.ndarray, "f H W 3"] | Iterable[np.ndarray],
-    audio: Float32[np.ndarray, " n"] | Float32[np.ndarray, "n c"] | None = None,
+    audio: Float32[np.ndarray, " n"] | Float32[np.ndarray, "n c"] | SoundTrack | None = None,
     *,
     fps: int = FPS,
     sample_rate: int = SAMPLE_RATE,
@@ -86,7 +88,7 @@ def write_video(
       path: ends in .mp4, .m4v, .mov or .mkv; its folder exists.
       frames: an array or an iterator of uint8 RGB frames of one size; odd sizes grow to `written_size` by repeating
         their last row or column.
-      audio: samples in [-1, 1] (clipped there), mono or one or two channels last.
+      audio: samples in [-1, 1] (clipped there), mono or one or two channels last; read piece by piece.
       crf: x264's constant quality; lower is better and larger.
 
     Raises: InputError where the file cannot be written, or frames are too wide or high for H.264; ValueError for no
@@ -94,10 +96,9 @@ def write_video(
     """
     path = check_video_path(path)
     if audio is not None:
-        audio = audio[:, None] if audio.ndim == 1 else audio
-        if audio.shape[1] not in (1, 2):
-            raise ValueError(f"audio has {audio.shape[1]} channels, 1 or 2 can be written")
-        if not np.isfinite(audio).all():
+        if _channels(audio) not in (1, 2):
+            raise ValueError(f"audio has {_channels(audio)} channels, 1 or 2 can be written")
+        if not all_finite(audio):
             raise ValueError("audio holds samples that are not finite")
     with written_beside(path) as partial, av.open(f"file:{partial}", "w", options=_muxer_options(path)) as container:
         video, sound, written = None, None, 0
@@ -113,7 +114,8 @@ def write_video(
             raise ValueError(f"{path}: no frame to write")
         container.mux(video.encode(None))
         if sound is not None:
-            mux_sound(container, sound, audio, written, len(audio))
+            while written < len(audio):
+                written = mux_sound(container, sound, audio, written, written + PIECE)
             container.mux(sound.encode(None))
 
 
@@ -181,19 +183,24 @@ def _tag(context) -> None:
     context.color_range = _LIMITED
 
 
-def add_sound(container, audio: np.ndarray, sample_rate: int):
+def _channels(audio: np.ndarray | SoundTrack) -> int:
+    return 1 if audio.ndim == 1 else audio.shape[1]
+
+
+def add_sound(container, audio: np.ndarray | SoundTrack, sample_rate: int):
     """An AAC track for samples of the shape of `audio`."""
     stream = container.add_stream("aac", rate=sample_rate)
-    stream.layout = "mono" if audio.shape[1] == 1 else "stereo"
+    stream.layout = "mono" if _channels(audio) == 1 else "stereo"
     return stream
 
 
-def mux_sound(container, sound, audio: np.ndarray, start: int, stop: int) -> int:
+def mux_sound(container, sound, audio: np.ndarray | SoundTrack, start: int, stop: int) -> int:
     """Encodes samples [start, stop); returns where to go on."""
     stop = min(stop, len(audio))
     if stop <= start:
         return start
-    planar = np.ascontiguousarray(np.clip(audio[start:stop], -1, 1).T, dtype=np.float32)
+    samples = audio[start:stop].reshape(stop - start, -1)
+    planar = np.ascontiguousarray(np.clip(samples, -1, 1).T, dtype=np.float32)
     frame = av.AudioFrame.from_ndarray(planar, format="fltp", layout=sound.layout.name)
     frame.sample_rate, frame.pts, frame.time_base = sound.rate, start, Fraction(1, sound.rate)
     container.mux(sound.encode(frame))

@@ -146,7 +146,8 @@ def fit_masks(masks: Sequence[np.ndarray] | np.ndarray, height: int, width: int)
 def read_voice(audio: Sound, name: str, seconds: float | None = None) -> Float32[np.ndarray, " n"]:
     """Mono samples at 16 kHz of a file, or of samples at 16 kHz, which are called `name` in messages.
 
-    Of more than `seconds` only these, but a video frame's at least. Raises InputError: see `read_audio` and
+    Of more than `seconds` only these, but a video frame's at least. Long ones lie on the disk, and can only be read
+    (`read_audio`); samples are not copied where they are float32 and mono. Raises InputError: see `read_audio` and
     `samples_from`.
     """
     seconds = None if seconds is None else max(seconds, 1 / FPS)

@@ -4,13 +4,12 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float32
-
 from mi_jax.bounds import shown
 from mi_jax.data import sound_files, video_files
+from mi_jax.data.pieces import peak
 from mi_jax.data.pixels import frames_from
 from mi_jax.data.samples import samples_from
+from mi_jax.data.sound_track import SoundTrack
 from mi_jax.errors import InputError
 from mi_jax.files import PathLike
 from mi_jax.rates import FPS, SAMPLE_RATE
@@ -50,7 +49,7 @@ def save_video(
     video_files.write_video(path, video, track, sample_rate=rate)
 
 
-def sound_of(audio: Sound | Speaker | Sequence[Sound | Speaker] | None, frames: int) -> tuple[np.ndarray | None, int]:
+def sound_of(audio: Sound | Speaker | Sequence[Sound | Speaker] | None, frames: int) -> tuple[SoundTrack | None, int]:
     """The sound of a video of so many frames, None where there is none, and its sample rate. As for `save_video`.
 
     Raises:
@@ -68,24 +67,7 @@ def sound_of(audio: Sound | Speaker | Sequence[Sound | Speaker] | None, frames: 
             voices.append(sound_files.read_audio(source, rate, stereo=True, seconds=seconds))
         else:
             voices.append(samples_from(source, "audio" if len(sources) == 1 else f"audio {number}"))
-    mixed = mix(voices, round(seconds * rate))
-    peak = np.abs(mixed).max(initial=0)
-    if peak > 1 and rate == SAMPLE_RATE:
-        log.warning("audio: reaches %.2f times full scale, cut off at 1 in the video", peak)
+    mixed = SoundTrack(voices, round(seconds * rate))
+    if rate == SAMPLE_RATE and (loudest := peak(mixed)) > 1:
+        log.warning("audio: reaches %.2f times full scale, cut off at 1 in the video", loudest)
     return mixed, rate
-
-
-def mix(
-    voices: Sequence[np.ndarray], length: int
-) -> Float32[np.ndarray, " {length}"] | Float32[np.ndarray, "{length} 2"]:
-    """The sum of voices ([n], [n 1] or [n 2]) over `length` samples, scaled down as a whole where it would clip.
-
-    In stereo if one of them is.
-    """
-    voices = [voice.reshape(len(voice), -1) for voice in voices]
-    total = np.zeros((length, max(voice.shape[1] for voice in voices)), np.float32)
-    for voice in voices:
-        total[: len(voice)] += voice[:length]
-    if len(voices) > 1:
-        total /= max(1.0, np.abs(total).max(initial=0))
-    return total if total.shape[1] == 2 else total[:, 0]

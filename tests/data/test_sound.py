@@ -4,11 +4,12 @@ import os
 import subprocess
 import sys
 
+import librosa
 import numpy as np
 import pytest
 from tiny_avatar import voice
 
-from mi_jax.data import sound
+from mi_jax.data import pieces, sound
 
 RATE = 16000
 
@@ -53,6 +54,25 @@ def test_silence_at_both_ends_is_found(noise):
 def test_where_nothing_is_said_there_is_no_start():
     assert sound.trim_silence(np.zeros(RATE, np.float32)) == (0, 0)
     assert sound.trim_silence(sine(1.0, 1e-4)) == (0, 0)
+
+
+@pytest.mark.parametrize("piece", [1, 5000, pieces.PIECE])
+@pytest.mark.parametrize("length", [1, 100, 511, 512, 513, 1600, 6399, 6400, 6401, 8000, 20_000, 50_001])
+def test_pieces_give_the_levels_of_the_whole(monkeypatch, piece, length):
+    """librosa's of the whole sound at once, and what it trims."""
+    monkeypatch.setattr(pieces, "PIECE", piece)
+    rng = np.random.default_rng(length)
+    audio = (0.1 * rng.normal(size=length) * (np.arange(length) % 20_000 > 9000)).astype(np.float32)
+    blocks = np.pad(audio, (0, max(0, 6400 - length)))
+    power = librosa.feature.rms(y=blocks, frame_length=6400, hop_length=1600, center=False)[0].astype(np.float64) ** 2
+    np.testing.assert_allclose(sound._levels(audio, 6400, 1600).astype(np.float64) ** 2, power, rtol=1e-6)
+    power = power[power > 1e-7]
+    power = power[power > 0.1 * power.mean()] if len(power) else power
+    expected = 10 * np.log10(power.mean()) if len(power) else -np.inf
+    assert sound.loudness(audio) == pytest.approx(expected, abs=1e-5)
+    reference = max(librosa.feature.rms(y=audio, frame_length=1024, hop_length=256).max(), 0.1)
+    _, kept = librosa.effects.trim(audio, top_db=40, ref=reference, frame_length=1024, hop_length=256)
+    assert sound.trim_silence(audio) == tuple(kept)
 
 
 def test_cepstrum():

@@ -4,6 +4,10 @@ import io
 import logging
 import os
 import pathlib
+import shutil
+import tempfile
+import tracemalloc
+import wave
 from fractions import Fraction
 
 import av
@@ -13,7 +17,8 @@ import soxr
 from PIL import Image
 from tiny_media import encode_sound, lag_and_correlation, one_line, speech_like, write_wav
 
-from mi_jax.data import sound_files
+from mi_jax.data import pieces, sound, sound_files, spool
+from mi_jax.data.samples import mono, samples_from
 from mi_jax.data.video_files import write_video
 from mi_jax.errors import InputError
 
@@ -420,6 +425,132 @@ def test_what_memory_cannot_hold_is_refused(tmp_path, monkeypatch):
         sound_files.read_audio(tmp_path / "a.wav")
     assert one_line(caught, tmp_path / "a.wav")
     assert len(sound_files.read_audio(tmp_path / "a.wav", seconds=1.0)) == 16000
+
+
+# Long sound lies on the disk
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty temporary folder."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def on_disk(samples: np.ndarray) -> bool:
+    return isinstance(samples, np.memmap) and not samples.flags.writeable
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize("stereo", [False, True])
+def test_long_sound_on_the_disk_is_the_same(tmp_path, folder, monkeypatch, channels, stereo):
+    """Also where it is scaled down: six channels go beyond full scale."""
+    layout = {1: "mono", 2: "stereo", 6: "5.1"}[channels]
+    gains = np.linspace(1, 4, channels, dtype=np.float32)
+    audio = speech_like(2.0, 22050, channels) * gains
+    encode_sound(tmp_path / "a.wav", "pcm_f32le", audio, 22050, layout, "flt")
+    for seconds in (None, 1.5):
+        whole = sound_files.read_audio(tmp_path / "a.wav", stereo=stereo, seconds=seconds)
+        assert not isinstance(whole, np.memmap)
+        with monkeypatch.context() as patch:
+            patch.setattr(spool, "IN_MEMORY", 10_000)
+            patch.setattr(pieces, "PIECE", 1000)
+            read = sound_files.read_audio(tmp_path / "a.wav", stereo=stereo, seconds=seconds)
+        assert on_disk(read)
+        np.testing.assert_array_equal(read, whole)
+        assert list(folder.iterdir()) == []
+    if channels == 6:
+        assert np.abs(sound_files.read_audio(tmp_path / "a.wav", stereo=stereo)).max() == pytest.approx(1, abs=1e-6)
+
+
+def test_a_long_voice_that_cancels_itself_out_is_read_from_one_channel(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(spool, "IN_MEMORY", 10_000)
+    voice = speech_like(1.0, 16000)
+    encode_sound(tmp_path / "a.wav", "pcm_f32le", np.hstack([voice, -voice]), 16000, "stereo", "flt")
+    read = sound_files.read_audio(tmp_path / "a.wav")
+    assert on_disk(read)
+    np.testing.assert_array_equal(read, voice[:, 0])
+
+
+def test_a_long_sound_that_is_refused_leaves_nothing(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(spool, "IN_MEMORY", 10_000)
+    audio = speech_like(1.0, 16000)
+    audio[12_000] = np.nan
+    encode_sound(tmp_path / "a.wav", "pcm_f32le", audio, 16000, "mono", "flt")
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(InputError, match="NaN"):
+        sound_files.read_audio(tmp_path / "a.wav")
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert list(folder.iterdir()) == []
+
+
+def test_long_sound_takes_no_memory(tmp_path, monkeypatch):
+    """Two minutes, 7.7 MB: read, measured, and handed over as samples."""
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        minute = (speech_like(60.0, 16000) * 2**15).astype("<i2").tobytes()
+        for _ in range(2):
+            file.writeframes(minute)
+    monkeypatch.setattr(spool, "IN_MEMORY", 2**18)
+    monkeypatch.setattr(pieces, "PIECE", 2**15)
+    sound.loudness(np.zeros(100, np.float32))  # librosa's import
+    tracemalloc.start()
+    try:
+        read = sound_files.read_audio(tmp_path / "a.wav")
+        _, reading = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        assert sound.remarks(read, "voice 1") == []
+        handed = mono(samples_from(read, "voice 1"))
+        _, measuring = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert read.shape == (2 * 60 * 16000,)
+    assert np.shares_memory(handed, read)
+    assert reading < 1e6
+    assert measuring < 2e6
+
+
+def test_a_full_temporary_folder_is_one_line(tmp_path, folder, monkeypatch, small_disk):
+    monkeypatch.setattr(spool, "IN_MEMORY", 10_000)
+    monkeypatch.setattr(sound_files, "_stated_seconds", lambda *_: 0.0)
+    write_wav(tmp_path / "a.wav", (speech_like(0.9, 16000) * 2**15).astype(np.int16))
+    with pytest.raises(InputError, match="cannot be kept in the temporary folder") as caught:
+        sound_files.read_audio(tmp_path / "a.wav")
+    assert one_line(caught, tmp_path / "a.wav")
+    assert str(folder) in str(caught.value)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_length_for_which_the_temporary_folder_has_no_room_is_refused(tmp_path, folder, monkeypatch):
+    """Memory need not hold more than what is kept there."""
+    monkeypatch.setattr(spool, "IN_MEMORY", 10_000)
+    monkeypatch.setattr(sound_files, "available_bytes", lambda: 20_000)
+    sound_files.write_audio(tmp_path / "a.wav", speech_like(2.0, 16000)[:, 0])
+    assert len(sound_files.read_audio(tmp_path / "a.wav")) == 32000
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(sound_files.shutil, "disk_usage", lambda _: usage._replace(free=100_000))
+    monkeypatch.setattr(sound_files, "decoded", lambda *_: pytest.fail("decoding began"))
+    with pytest.raises(InputError, match="are free") as caught:
+        sound_files.read_audio(tmp_path / "a.wav")
+    assert one_line(caught, tmp_path / "a.wav")
+    assert str(folder) in str(caught.value)
+
+
+def test_where_there_is_no_temporary_folder_short_sound_is_read(tmp_path, monkeypatch):
+    def none_usable():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none_usable)
+    sound_files.write_audio(tmp_path / "a.wav", speech_like(2.0, 16000)[:, 0])
+    assert len(sound_files.read_audio(tmp_path / "a.wav")) == 32000
+    monkeypatch.setattr(spool, "IN_MEMORY", 10_000)
+    with pytest.raises(InputError, match="needs a temporary folder") as caught:
+        sound_files.read_audio(tmp_path / "a.wav")
+    assert one_line(caught, tmp_path / "a.wav")
 
 
 def test_pipes_are_told_from_missing_files(tmp_path):

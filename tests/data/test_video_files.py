@@ -11,6 +11,7 @@ from tiny_media import one_line, speech_like
 
 from mi_jax.data import video_files
 from mi_jax.data.sound_files import read_audio
+from mi_jax.data.sound_track import SoundTrack
 from mi_jax.errors import InputError
 
 
@@ -89,6 +90,17 @@ def test_an_error_midway_leaves_the_old_file(tmp_path):
         video_files.write_video(tmp_path / "a.mp4", frames())
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
     assert (tmp_path / "a.mp4").read_bytes() == before
+
+
+def test_a_sound_track_is_written_as_the_array_of_its_samples(tmp_path, monkeypatch):
+    """Also behind the last frame, where it goes on in pieces."""
+    voice = speech_like(2.0, 16000, 2)
+    track = SoundTrack([voice, voice[:20000, 0]], 40000)
+    for number, audio in enumerate((track[:], track)):
+        video_files.write_video(tmp_path / f"{number}.mp4", moving_square(3, 32, 32), audio)
+        monkeypatch.setattr(video_files, "PIECE", 1000)
+    assert (tmp_path / "0.mp4").read_bytes() == (tmp_path / "1.mp4").read_bytes()
+    assert len(read_audio(tmp_path / "1.mp4")) == 40000
 
 
 def test_sound_that_is_not_finite_is_refused_before_writing(tmp_path):

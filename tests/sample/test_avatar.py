@@ -28,7 +28,7 @@ from mi_jax.sample import avatar as avatar_module
 from mi_jax.sample import stream as stream_module
 from mi_jax.sample.avatar import Avatar, load
 from mi_jax.sample.inputs import Speaker, num_frames, read_voice
-from mi_jax.sample.save import mix, save_video
+from mi_jax.sample.save import save_video
 
 SECONDS = 0.5  # every test animates the same 12 frames in 4 latent frames, compiled once
 
@@ -461,12 +461,6 @@ def test_samples_that_cannot_be_meant_are_refused_before_the_video_is_written(tm
     assert [record.getMessage() for record in caplog.records] == [
         "audio: reaches 1.50 times full scale, cut off at 1 in the video"
     ]
-
-
-def test_mixed_voices_never_clip_and_one_is_left_alone():
-    loud = np.full(10, 0.8, np.float32)
-    np.testing.assert_allclose(mix([loud, loud[:4]], 6), [1, 1, 1, 1, 0.5, 0.5])
-    np.testing.assert_array_equal(mix([loud * 2], 12), [*loud * 2, 0, 0])
 
 
 def test_the_public_names():
