@@ -383,3 +383,109 @@ def hidden_states(
     """All of `HiddenStates`: [2 * num_video_frames, L, D]. options: its `chunk_seconds` and `context_seconds`."""
     states = HiddenStates(model, waveform, num_video_frames, **options)
     return states.read(0, states.num_steps)
+
+
+class RunningStates:
+    """Hidden states of a sound that is still arriving, for `Voice.read` of ever later steps.
+
+    What `HiddenStates` takes from the whole signal, its loudness and the first convolution's moments, is here that of
+    the sound up to `context_seconds` behind the last step that is read: the same however it came in. Each read encodes
+    at most the last `chunk_seconds`; no earlier sound is kept.
+    """
+
+    def __init__(self, model: Wav2Vec2, *, chunk_seconds: float = 20.0, context_seconds: float = 0.5):
+        hop, self.model = model.config.hop, model
+        self.chunk, self.context = (round(seconds * SAMPLE_RATE / hop) for seconds in (chunk_seconds, context_seconds))
+        self.samples, self.first = np.zeros(0, np.float32), 0
+        """The sound that is kept, and how much was forgotten before it."""
+        self.ended = False
+        self.moments = RunningMoments(len(model.convs[0].kernel[...]), model.convs[0].stride)
+
+    @property
+    def num_samples(self) -> int:
+        """That have arrived."""
+        return self.first + len(self.samples)
+
+    def feed(self, samples: Float[np.ndarray, "n"]) -> None:
+        self.samples = np.concatenate([self.samples, samples.astype(np.float32)])
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that can be read: those with the context behind them, or at the end all."""
+        if self.ended:
+            return -(-self.num_samples // self.model.config.hop)
+        return max(0, self.model.config.num_steps(self.num_samples) - self.context)
+
+    def read(self, start: int, stop: int) -> Float[np.ndarray, "n l d"]:
+        """Steps `start` .. `stop - 1`; those before the sound or behind its end are zero.
+
+        Raises ValueError for steps that have not arrived, or that lie further back than is kept.
+        """
+        config = self.model.config
+        states = np.zeros((stop - start, config.num_hidden_states, config.width), np.float32)
+        first, last = max(start, 0), min(stop, self.num_steps)
+        if stop > last and not self.ended:
+            raise ValueError(f"steps up to {stop} are asked for, {last} have arrived")
+        if first >= last:
+            return states
+        end = last + self.context  # what is heard, and counts for the moments
+        end = min(end, self.num_steps) if self.ended else end
+        self.moments.add(self._between(self.moments.count, min(config.num_samples(end), self.num_samples)))
+        begin = max(0, end - self.chunk)
+        if first < begin or begin * config.hop < self.first:
+            raise ValueError(f"step {first} is asked for, further back than is kept")
+        mean, scale = self.moments.loudness()
+        filled = filled_length(end - begin, self.chunk, 64)
+        cut = self._between(begin * config.hop, begin * config.hop + config.num_samples(filled))
+        cut = np.pad((cut - mean) / scale, (0, config.num_samples(filled) - len(cut)))
+        encoded = np.asarray(
+            _encode(self.model, jnp.asarray(cut), self.moments.of(self.model.convs[0]), jnp.int32(end - begin))
+        )
+        states[first - start : last - start] = encoded[first - begin : last - begin]
+        # A later read ends no earlier.
+        kept = max(self.first, min(begin * config.hop, self.moments.count))
+        self.samples, self.first = self.samples[kept - self.first :], kept
+        return states
+
+    def _between(self, start: int, stop: int) -> Float[np.ndarray, "n"]:
+        """Samples that are kept."""
+        return self.samples[max(0, start - self.first) : max(0, min(stop, self.num_samples) - self.first)]
+
+
+class RunningMoments:
+    """Mean, variance, and the moments of the first convolution's frames, of all samples added so far, in f64."""
+
+    def __init__(self, taps: int, stride: int):
+        self.taps, self.stride, self.count = taps, stride, 0
+        self.sum, self.squares = 0.0, 0.0
+        self.frames, self.total, self.products = 0, np.zeros(taps), np.zeros((taps, taps))
+        self.rest = np.zeros(0)  # samples of frames that are not whole yet
+
+    def add(self, samples: Float[np.ndarray, "n"]) -> None:
+        samples = samples.astype(np.float64)
+        self.count, self.sum = self.count + len(samples), self.sum + samples.sum()
+        self.squares += np.square(samples).sum()
+        rest = np.concatenate([self.rest, samples])
+        if len(rest) >= self.taps:
+            frames = np.lib.stride_tricks.sliding_window_view(rest, self.taps)[:: self.stride]
+            self.frames += len(frames)
+            self.total, self.products = self.total + frames.sum(0), self.products + frames.T @ frames
+            rest = rest[len(frames) * self.stride :]
+        self.rest = rest
+
+    def loudness(self) -> tuple[np.float32, np.float32]:
+        """What `normalise` subtracts, and divides by."""
+        mean = self.sum / max(self.count, 1)
+        variance = max(0.0, self.squares / max(self.count, 1) - mean**2)
+        return np.float32(mean), np.float32(np.sqrt(variance + 1e-7))
+
+    def of(self, conv: Conv1d) -> tuple[Float[Array, "c"], Float[Array, "c"]]:
+        """Mean and variance of its output over the samples, normalised, as `first_conv_moments`."""
+        kernel = np.asarray(conv.kernel[...], np.float64)[:, 0]
+        mean, scale = (float(x) for x in self.loudness())
+        frames = max(self.frames, 1)
+        centre = self.total / frames
+        covariance = (self.products / frames - np.outer(centre, centre)) / scale**2
+        variance = np.einsum("ic,ij,jc->c", kernel, covariance, kernel)
+        average = (centre - mean) / scale
+        return jnp.asarray(average @ kernel, jnp.float32), jnp.asarray(np.maximum(variance, 0), jnp.float32)

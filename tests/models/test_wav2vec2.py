@@ -11,6 +11,8 @@ from reference import fill, numpy_tensors
 
 from mi_jax.models.wav2vec2 import (
     HiddenStates,
+    RunningMoments,
+    RunningStates,
     Wav2Vec2,
     Wav2Vec2Config,
     first_conv_moments,
@@ -191,6 +193,56 @@ def test_states_are_read_where_they_are_asked_for(pair, voice, tmp_path, seconds
             wanted[inside.start - start : inside.stop - start] = whole[inside]
         np.testing.assert_array_equal(states.read(start, stop), wanted)
     assert len(states._kept) <= 2
+
+
+@pytest.mark.parametrize("piece", [777, 16_000])
+def test_running_moments_are_those_of_the_whole(pair, voice, piece):
+    model, _ = pair
+    running = RunningMoments(10, 5)
+    for first in range(0, len(voice), piece):
+        running.add(voice[first : first + piece])
+    mean, scale = running.loudness()
+    np.testing.assert_allclose((voice - mean) / scale, normalise(voice), atol=2e-5)
+    for ours, theirs in zip(running.of(model.convs[0]), first_conv_moments(model, normalise(voice)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_sound_that_arrives_is_heard_the_same_however_it_comes_in(pair, voice):
+    """And, once all is there, as the whole is: the last steps, of a sound that fits into a chunk."""
+    reads = {}
+    for piece in (320, 5_000, len(voice)):
+        states, read, fed = RunningStates(pair[0]), [], 0
+        for start in range(0, 600, 40):
+            while states.num_steps < start + 40 and not states.ended:
+                states.feed(voice[fed : fed + piece])
+                fed += piece
+                states.ended = fed >= len(voice)
+            read.append(states.read(start, start + 40))
+        reads[piece] = np.concatenate(read)
+    np.testing.assert_array_equal(reads[320], reads[5_000])
+    np.testing.assert_array_equal(reads[320], reads[len(voice)])
+    whole = hidden_states(pair[0], voice, 300)
+    np.testing.assert_allclose(reads[320][-40:], whole[-40:], atol=2e-2)
+    # Before, it was told by less sound: close, and the closer the more there was.
+    error = np.linalg.norm(reads[320] - whole, axis=(1, 2)) / np.linalg.norm(whole, axis=(1, 2))
+    assert error[400:].mean() < error[:200].mean()
+    assert error[400:].mean() < 0.1
+
+
+def test_sound_that_arrives_is_not_kept(pair):
+    states = RunningStates(pair[0], chunk_seconds=2.0)
+    rng = np.random.default_rng(0)
+    for start in range(0, 1000, 40):
+        while states.num_steps < start + 40:
+            states.feed(rng.normal(size=3200).astype(np.float32))
+        assert np.isfinite(states.read(start, start + 40)).all()
+        assert len(states.samples) < 3 * 16_000
+    with pytest.raises(ValueError, match="further back than is kept"):
+        states.read(0, 10)
+    with pytest.raises(ValueError, match="have arrived"):
+        states.read(1000, 2000)
+    states.ended = True
+    assert not states.read(2000, 2010).any()
 
 
 def test_chunks_must_hold_more_than_their_context(pair, voice):
