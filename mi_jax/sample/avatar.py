@@ -30,7 +30,7 @@ from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.prompts import check_prompt
 from mi_jax.models.tiling import Decoder
-from mi_jax.models.wav2vec2 import HiddenStates, filled_length, hidden_states
+from mi_jax.models.wav2vec2 import HiddenStates, RunningStates, filled_length, hidden_states
 from mi_jax.rates import SAMPLE_RATE
 from mi_jax.sample.frames import Frames, Latents
 from mi_jax.sample.guidance import Guidance
@@ -42,13 +42,14 @@ from mi_jax.sample.inputs import (
     check_request,
     find_masks,
     fit_masks,
+    is_live,
     num_frames,
     read_portrait,
     read_speakers,
     read_voice,
 )
 from mi_jax.sample.layout import group_size, mesh_shape
-from mi_jax.sample.listening import Listening
+from mi_jax.sample.listening import Listening, LiveListening, LiveSound
 from mi_jax.sample.order import Order
 from mi_jax.sample.sizes import check_array_memory, check_device_memory
 from mi_jax.sample.stream import Arriving, FrameNoise, GivenNoise, stream
@@ -126,7 +127,8 @@ class Avatar:
             face_model=face_model, progress=progress, steps=steps, guidance_audio=guidance_audio,
             guidance_text=guidance_text, height=height, width=width,
         )  # fmt: skip
-        check_array_memory(request.config, request.frames)
+        if request.frames is not None:
+            check_array_memory(request.config, request.frames)
         return np.concatenate(list(self._run(request)))
 
     def stream(
@@ -150,6 +152,9 @@ class Avatar:
     ) -> Frames:
         """The frames of `animate`'s video, a few at a time, as soon as they are final: for hours of video, or to show
         it while it is made. Memory and the time to the first frames do not grow with the length. Arguments as there.
+
+        A speaker's `audio` may be an iterator of samples that are still arriving: frames come as soon as the sound does
+        that they need, some windows ahead (docs/long-video.md), and the video ends with the last voice.
 
         The iterator's place can be kept and taken up again (`Frames`).
 
@@ -178,10 +183,17 @@ class Avatar:
         check_request(config, portrait=portrait is not None, voices=len(speakers), seconds=seconds, seed=seed)
         check_overlap(window, overlap)
         pixels = None if portrait is None else read_portrait(portrait)
-        voices = [read_voice(speaker.audio, f"voice {i + 1}", seconds) for i, speaker in enumerate(speakers)]
-        longest = max(map(len, voices), default=0) / SAMPLE_RATE
-        frames = num_frames(longest if seconds is None else seconds)
-        for i, heard in enumerate(voices, 1):
+        live = any(is_live(speaker.audio) for speaker in speakers)
+        if live and order == "level":
+            raise InputError('order "level" needs the length of the video before it begins')
+        voices = [
+            speaker.audio if is_live(speaker.audio) else read_voice(speaker.audio, f"voice {i}", seconds)
+            for i, speaker in enumerate(speakers, 1)
+        ]
+        heard_already = [(i, voice) for i, voice in enumerate(voices, 1) if not is_live(voice)]
+        longest = max((len(voice) for _, voice in heard_already), default=0) / SAMPLE_RATE
+        frames = None if live else num_frames(longest if seconds is None else seconds)
+        for i, heard in heard_already:
             for remark in sound.remarks(heard, f"voice {i}"):
                 log.warning("%s", remark)
         masks = []
@@ -189,14 +201,21 @@ class Avatar:
             given = [speaker.mask for speaker in speakers]
             masks = find_masks(config, pixels, given, face_model)
         return _Request(
-            config=config, portrait=pixels, voices=voices, masks=masks, prompt=prompt, frames=frames, seed=seed,
-            window=window, overlap=overlap, order=order, progress=progress,
+            config=config, portrait=pixels, voices=voices, masks=masks, prompt=prompt, frames=frames, seconds=seconds,
+            seed=seed, window=window, overlap=overlap, order=order, progress=progress,
         )  # fmt: skip
 
     def _run(self, request: "_Request") -> Frames:
         avatar, config = dataclasses.replace(self, config=request.config), request.config
-        check_device_memory(config, request.frames, request.window, request.overlap, request.order)
-        told = avatar.listening(request.portrait, request.masks, request.voices, request.prompt, request.latent_frames)
+        frames = request.frames or num_frames(request.seconds or 3600.0)
+        check_device_memory(config, frames, request.window, request.overlap, request.order)
+        scene = (request.portrait, request.masks, request.voices, request.prompt)
+        if request.frames is None:
+            told = avatar.live_listening(*scene, seconds=request.seconds)
+            end = lambda: told.video_frames and config.lead_in + told.video_frames  # noqa: E731
+        else:
+            told = avatar.listening(*scene, request.latent_frames)
+            end = lambda: config.lead_in + request.frames  # noqa: E731
         latents = avatar.denoise_stream(
             told,
             seed=request.seed,
@@ -207,7 +226,7 @@ class Avatar:
             weights=request.weights,
             progress=request.progress,
         )
-        return avatar.decode_stream(latents, config.lead_in, config.lead_in + request.frames)
+        return avatar.decode_stream(latents, config.lead_in, end)
 
     def conditions(
         self,
@@ -244,6 +263,30 @@ class Avatar:
             voices=[HiddenStates(self.encoders.wav2vec2, voice, frames) for voice in voices],
             encode=self._encode_window,
             latent_frames=latent_frames,
+        )
+
+    def live_listening(
+        self,
+        portrait: UInt8[np.ndarray, "H W 3"] | None,
+        masks: Sequence[np.ndarray] | np.ndarray,
+        voices: Sequence[Any],
+        prompt: str,
+        *,
+        seconds: float | None = None,
+        stall: float = 60.0,
+    ) -> LiveListening:
+        """The same of voices that are still arriving: iterators of samples at 16 kHz, or all the samples of a voice.
+
+        seconds: of the video at most. stall: seconds without sound after which a voice is given up.
+        """
+        pieces = [voice if isinstance(voice, Iterator) else iter([voice]) for voice in voices]
+        sounds = [LiveSound(piece, f"voice {i}", stall) for i, piece in enumerate(pieces, 1)]
+        return LiveListening(
+            self._fixed(portrait, masks, prompt),
+            [(RunningStates(self.encoders.wav2vec2), sound) for sound in sounds],
+            self._encode_window,
+            seconds=seconds,
+            lead_in=self.config.lead_in,
         )
 
     def _fixed(
@@ -321,7 +364,7 @@ class Avatar:
             noise = FrameNoise(jax.random.key(seed), (1, height, width, self.config.vae.latent_channels))
         else:
             noise = GivenNoise(noise)
-        portrait = (conditions.fixed if isinstance(conditions, Listening) else conditions).portrait
+        portrait = getattr(conditions, "fixed", conditions).portrait
         if self.config.portrait_in_noise and portrait is not None:
             noise = _NoiseAndPortrait(noise, portrait, self.config.portrait_in_noise)
         chunks = stream(
@@ -343,10 +386,13 @@ class Avatar:
         return np.concatenate(list(self.decode_stream(iter([latents]))))
 
     def decode_stream(
-        self, latents: Iterator[Float[np.ndarray, "n h w c"]], first: int = 0, end: int | None = None
+        self,
+        latents: Iterator[Float[np.ndarray, "n h w c"]],
+        first: int = 0,
+        end: Callable[[], int | None] = lambda: None,
     ) -> Frames:
         """Pixels of latents that come in chunks, as soon as they are known; of the frames from `first` on, before
-        `end`."""
+        `end()`, if that is a number by then."""
         devices, vae = None if self.mesh is None else self.mesh.local_devices, self.encoders.vae
         size = (self.config.height, self.config.width)
         return Frames(latents, Decoder(vae, devices=devices), vae.config.scaling_factor, size, first, end)
@@ -384,10 +430,12 @@ class _Request:
 
     config: AvatarConfig
     portrait: np.ndarray | None
-    voices: list[np.ndarray]
+    voices: list[Any]
     masks: Any
     prompt: str
-    frames: int
+    frames: int | None
+    """None: voices are still arriving, and the video ends with them, or after `seconds`."""
+    seconds: float | None
     seed: int
     window: int
     overlap: int

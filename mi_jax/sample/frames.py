@@ -35,11 +35,18 @@ class Frames(Iterator):
     `state` between two pieces, and `restore` by one of the same video, go on where it was left.
 
     latents: in chunks [n h w c] of about unit scale. decoder: of the VAE, whose latents are `scaling` times smaller.
-    size: of the pictures, cut from the middle of what is decoded. first, end: the frames that are shown.
+    size: of the pictures, cut from the middle of what is decoded. first, end: the frames that are shown; None: the end
+    is not known yet.
     """
 
     def __init__(
-        self, latents: Iterator, decoder: Decoder, scaling: float, size: tuple[int, int], first: int, end: int | None
+        self,
+        latents: Iterator,
+        decoder: Decoder,
+        scaling: float,
+        size: tuple[int, int],
+        first: int,
+        end: Callable[[], int | None],
     ):
         self.latents, self.decoder, self.scaling, self.size = latents, decoder, np.float32(scaling), size
         self.first, self.end = first, end
@@ -51,8 +58,8 @@ class Frames(Iterator):
         while True:
             for piece in self.pieces:
                 start, self.seen = self.seen, self.seen + piece.shape[1]
-                end = piece.shape[1] if self.end is None else max(0, self.end - start)
-                shown = piece[0, max(0, self.first - start) : end]
+                end = self.end()
+                shown = piece[0, max(0, self.first - start) : None if end is None else max(0, end - start)]
                 if len(shown):
                     return self._pixels(shown)
             if self.ended:

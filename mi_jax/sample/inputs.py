@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ Sound = Any
 class Speaker:
     """A voice, and the region of the portrait that it moves.
 
-    audio: a file that FFmpeg reads, or samples at 16 kHz (`data.samples.samples_from` says which kinds).
+    audio: a file that FFmpeg reads, or samples at 16 kHz (`data.samples.samples_from` says which kinds); or, for
+      `Avatar.stream`, an iterator of such samples, piece by piece, that may still be arriving.
     mask: a picture file, or a picture or array (`data.pixels.mask_from` says which kinds) that lies on the portrait,
       and is resized to it; white or True is the face. None: it is looked for.
     """
@@ -83,6 +84,11 @@ def check_request(config: AvatarConfig, *, portrait: bool, voices: int, seconds:
     fault = fault_of(Seed, seed, "seed")
     if fault:
         raise InputError(fault)
+
+
+def is_live(audio: Sound) -> bool:
+    """Whether a sound comes piece by piece."""
+    return isinstance(audio, Iterator)
 
 
 def check_options(*, face_model: Any, progress: Any) -> None:

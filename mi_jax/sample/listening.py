@@ -1,16 +1,23 @@
 """What the denoiser is told of a long video: window by window, with audio tokens made where a window asks for them."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from mi_jax.conditions import Conditions
+from mi_jax.data.samples import mono, samples_from
+from mi_jax.errors import InputError
 from mi_jax.mesh import off_mesh
+from mi_jax.models.audio_encoder import FRAMES as VIDEO_FRAMES
 from mi_jax.models.audio_encoder import audio_steps
+from mi_jax.models.wav2vec2 import RunningStates
+from mi_jax.rates import FPS, SAMPLE_RATE
 
 
 @runtime_checkable
@@ -52,3 +59,109 @@ class Listening:
             heard = np.stack([voice.read(steps.start, steps.stop) for voice in self.voices])
         tokens = self.encode(heard, start == 0)
         return dataclasses.replace(told, audio=jnp.asarray(tokens)[None])
+
+
+class LiveSound:
+    """Samples of a voice that come one piece after the other: from a microphone, a socket, a generator.
+
+    A thread of its own takes them, so that what has arrived by now can be asked for.
+
+    pieces: arrays at 16 kHz of any kind that `samples_from` takes. stall: seconds without a piece after which the
+    source is given up.
+    """
+
+    def __init__(self, pieces: Iterable[Any], name: str, stall: float = 60.0):
+        self.name, self.stall = name, stall
+        self._queue: queue.Queue[Any] = queue.Queue()
+        self._thread = threading.Thread(target=self._take, args=(iter(pieces),), daemon=True)
+        self._thread.start()
+
+    def _take(self, pieces: Iterator[Any]) -> None:
+        try:
+            for piece in pieces:
+                self._queue.put(mono(samples_from(piece, self.name)))
+            self._queue.put(None)
+        except BaseException as fault:  # whatever the source raises is the reader's to see
+            self._queue.put(fault)
+
+    def next(self, wait: bool) -> np.ndarray | Literal["nothing"] | None:
+        """The next piece; None: the sound has ended; "nothing": none has come yet, and it was not to be waited for.
+
+        Raises:
+          InputError: nothing came for too long, or what came are no samples. What the source raises.
+        """
+        try:
+            piece = self._queue.get(timeout=self.stall) if wait else self._queue.get_nowait()
+        except queue.Empty:
+            if not wait:
+                return "nothing"
+            raise InputError(f"{self.name}: no sound has come for {self.stall:g} s") from None
+        if isinstance(piece, BaseException):
+            raise piece
+        return piece
+
+
+class LiveListening:
+    """Conditions of a video whose voices are still arriving, `stream.Arriving`. The video ends with the longest.
+
+    fixed, encode: see `Listening`. voices: the states of each, and where its sound comes from. seconds: at most so
+    long. lead_in: video frames before the first one shown.
+    """
+
+    def __init__(
+        self,
+        fixed: Conditions,
+        voices: Sequence[tuple[RunningStates, LiveSound]],
+        encode: Callable[[np.ndarray, bool], np.ndarray],
+        *,
+        seconds: float | None = None,
+        lead_in: int = 0,
+    ):
+        self.fixed, self.voices, self.encode, self.lead_in = fixed, voices, encode, lead_in
+        self.most = None if seconds is None else round(seconds * SAMPLE_RATE)
+
+    @property
+    def video_frames(self) -> int | None:
+        """That are shown; None: the voices have not ended."""
+        if not all(states.ended for states, _ in self.voices):
+            return None
+        return max(1, round(max(states.num_samples for states, _ in self.voices) / SAMPLE_RATE * FPS))
+
+    def known(self, frames: int | None = None) -> tuple[int, bool]:
+        if frames is None:
+            while any(self._hear(states, sound, wait=False) for states, sound in self.voices):
+                pass
+        else:
+            for states, sound in self.voices:
+                while not states.ended and self._heard(states) < frames:
+                    self._hear(states, sound, wait=True)
+        if self.video_frames is not None:
+            return -(-(self.lead_in + self.video_frames - 1) // VIDEO_FRAMES) + 1, True
+        return min(self._heard(states) for states, _ in self.voices if not states.ended), False
+
+    def window(self, start: int, length: int) -> Conditions:
+        """Beyond the end of a voice no sound is known."""
+        steps = audio_steps(start, length)
+        with off_mesh():
+            heard = np.stack([states.read(steps.start, steps.stop) for states, _ in self.voices])
+        tokens = self.encode(heard, start == 0)
+        return dataclasses.replace(self.fixed.window(start, length), audio=jnp.asarray(tokens)[None])
+
+    def _hear(self, states: RunningStates, sound: LiveSound, wait: bool) -> bool:
+        """Takes the next piece; whether there was one."""
+        if states.ended:
+            return False
+        piece = sound.next(wait)
+        if isinstance(piece, str):
+            return False
+        if piece is not None:
+            states.feed(piece if self.most is None else piece[: max(0, self.most - states.num_samples)])
+        states.ended = piece is None or (self.most is not None and states.num_samples >= self.most)
+        if states.ended and not states.num_samples:
+            raise InputError(f"{sound.name}: ended without a single sample")
+        return True
+
+    @staticmethod
+    def _heard(states: RunningStates) -> int:
+        """Latent frames all of whose steps can be read."""
+        return max(0, (states.num_steps + 2) // (2 * VIDEO_FRAMES))

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import logging
+import time
 from operator import attrgetter
 
 import chex
@@ -121,6 +122,79 @@ def test_frames_are_gone_on_with_where_they_were_left(avatar, order):
         pieces = [next(before) for _ in range(left)]
         after.restore(before.state())
         np.testing.assert_array_equal(np.concatenate([*pieces, *after]), np.concatenate(whole))
+
+
+def spoken(samples: np.ndarray, piece: int):
+    return (samples[first : first + piece] for first in range(0, len(samples), piece))
+
+
+@pytest.mark.parametrize(("seconds", "frames"), [(2.0, 50), (0.1, 2), (0.53, 13)])
+def test_of_a_voice_that_arrives_it_is_one_video_however_it_comes_in(avatar, seconds, frames):
+    options = {"portrait": portrait(), "prompt": "", "window": 4, "overlap": 3, "steps": 1}
+    made = [
+        np.concatenate(list(avatar.stream(speakers=[Speaker(spoken(voice(seconds), piece))], **options)))
+        for piece in (320, 7_000, 10**6)
+    ]
+    assert made[0].shape == (frames, 32, 32, 3)
+    for video in made[1:]:
+        np.testing.assert_array_equal(video, made[0])
+    whole = avatar.animate(speakers=[Speaker(voice(seconds))], **options)
+    assert np.abs(made[0].astype(int) - whole).mean() < 10  # it is told by less sound
+
+
+def test_two_voices_of_which_one_arrives(avatar):
+    masks = np.zeros((2, 40, 48), bool)
+    masks[0, :, :20], masks[1, :, 28:] = True, True
+    speakers = [Speaker(spoken(voice(1.0), 800), masks[0]), Speaker(voice(0.4), masks[1])]
+    options = {"portrait": portrait(), "window": 4, "overlap": 3, "steps": 1}
+    assert sum(map(len, avatar.stream(speakers=speakers, **options))) == 25
+    cut = [Speaker(spoken(voice(5.0), 800), masks[0]), Speaker(spoken(voice(9.0), 800), masks[1])]
+    assert sum(map(len, avatar.stream(speakers=cut, seconds=1.2, **options))) == 30
+
+
+def test_frames_come_while_it_is_still_spoken(avatar):
+    taken = []
+
+    def speaking():
+        for piece in spoken(voice(8.0), 1600):
+            while len(taken) >= allowed[0]:
+                time.sleep(0.001)
+            taken.append(1)
+            yield piece
+
+    # Tenths of a second, to half a second behind the 6 latent frames that the VAE wants first, or the 15 of the windows
+    # that come after those by wavefront.
+    for order, needed in (("causal", 15), ("wavefront", 29)):
+        taken.clear()
+        allowed = [needed]
+        told = {"window": 4, "overlap": 3, "steps": 2, "order": order}
+        pieces = avatar.stream(portrait(), [Speaker(speaking())], **told)
+        assert len(next(pieces)) >= 1
+        assert len(taken) <= needed
+        allowed[0] = 10**6
+        assert sum(map(len, pieces)) in range(180, 200)
+
+
+def test_voices_that_stall_end_or_fail(avatar):
+    told = {"portrait": portrait(), "window": 4, "overlap": 3, "steps": 1}
+    stalled = avatar.live_listening(
+        portrait(), [np.ones((40, 48), bool)], [(time.sleep(20) for _ in range(3))], "", stall=0.05
+    )
+    with pytest.raises(InputError, match=r"^voice 1: no sound has come for 0\.05 s$"):
+        next(avatar.denoise_stream(stalled, seed=0, steps=1, window=4, overlap=3, weights={}))
+    with pytest.raises(InputError, match=r"^voice 1: ended without a single sample$"):
+        next(avatar.stream(speakers=[Speaker(iter([]))], **told))
+    with pytest.raises(InputError, match=r"^voice 1: .*NaN"):
+        next(avatar.stream(speakers=[Speaker(iter([np.full(800, np.nan, np.float32)]))], **told))
+
+    def failing():
+        yield voice(0.2)
+        raise ConnectionResetError("the line is dead")
+
+    with pytest.raises(ConnectionResetError, match="the line is dead"):
+        list(avatar.stream(speakers=[Speaker(failing())], **told))
+    with pytest.raises(InputError, match='order "level" needs the length'):
+        avatar.stream(speakers=[Speaker(failing())], order="level", **told)
 
 
 def test_a_video_is_the_beginning_of_a_longer_one(avatar):
