@@ -17,7 +17,8 @@ def animate(
     prompt: str = "",
     model: Annotated[str, tyro.conf.arg(metavar="puppet|DIR")] = "puppet",
     lora: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE[:WEIGHT]")]] = (),
-    mask: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PNG [PNG ...]")] = (),
+    mask: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]")] = (),
+    scene: Annotated[Path | None, tyro.conf.arg(metavar="SCENE.yaml")] = None,
     steps: SamplingSteps | None = None,
     window: LatentFrames = 33,
     overlap: LatentFrames = 8,
@@ -47,7 +48,9 @@ def animate(
       prompt: a sentence of direction: expression, movement, background.
       model: a shipped model or a model folder.
       lora: a file of LoRA factors that change the denoiser, with its weight, by default 1; may be given again.
-      mask: one picture per voice, white where its face is, after PORTRAIT and AUDIO; by default the face is looked for.
+      mask: one picture, or video that moves, per voice, white where its face is, after PORTRAIT and AUDIO; by default
+        the face is looked for.
+      scene: a file that says portrait, voices, masks and prompts, and when (docs/long-video.md), instead of these.
       steps: denoising steps; by default the model's.
       window: latent frames (of 4 video frames) that the denoiser sees at a time.
       overlap: latent frames that neighbouring windows share.
@@ -76,12 +79,26 @@ def animate(
     from mi_jax.rates import FPS, SAMPLE_RATE
     from mi_jax.sample import avatar, inputs
     from mi_jax.sample.save import sound_of
+    from mi_jax.sample.scene import read_scene
     from mi_jax.sample.sizes import check_device_memory
     from mi_jax.sample.windows import check_overlap
 
     # Whatever can be wrong is found before a model is loaded: a mistake costs a second, not a minute.
-    check_prompt(prompt)
     video_files.check_video_path(out)
+    if scene is not None:
+        if portrait is not None or audio or mask or prompt:
+            raise InputError(f"{scene} says portrait, voices, masks and prompt: give none of them beside --scene")
+        told = read_scene(scene)
+        speakers, prompts, files = told.speakers, told.prompt, [scene, *told.files]
+        portrait, seconds = told.portrait, told.seconds if seconds is None else seconds
+    else:
+        if mask and portrait is None:
+            raise InputError("--mask, but no PORTRAIT before it: --mask comes after PORTRAIT and AUDIO")
+        if mask and len(mask) != len(audio):
+            raise InputError(f"{len(mask)} masks for {len(audio)} voices: give one --mask picture per voice, or none")
+        check_prompt(prompt)
+        speakers = [inputs.Speaker(*both) for both in zip(audio, mask or [None] * len(audio), strict=True)]
+        prompts, files = prompt, [portrait, *audio, *mask]
     options = {
         "steps": steps,
         "guidance_audio": guidance_audio,
@@ -90,40 +107,40 @@ def animate(
         "width": width,
     }
     config = avatar_config(model).replace(**options)
-    if mask and portrait is None:
-        raise InputError("--mask, but no PORTRAIT before it: --mask comes after PORTRAIT and AUDIO")
-    inputs.check_request(config, portrait=portrait is not None, voices=len(audio), seconds=seconds, seed=seed)
-    if mask and len(mask) != len(audio):
-        raise InputError(f"{len(mask)} masks for {len(audio)} voices: give one --mask picture per voice, or none")
+    inputs.check_request(config, portrait=portrait is not None, voices=len(speakers), seconds=seconds, seed=seed)
     check_overlap(window, overlap)
-    if audio and not mask:
+    given = [speaker.mask for speaker in speakers]
+    if speakers and all(one is None for one in given):
         named_detector(face_model)
     take_devices(devices, seq)
     adaptations = adaptations_of(lora)
-    refuse_inputs(out, portrait, *audio, *mask, *(path for path, _ in adaptations))
+    refuse_inputs(out, *files, *(path for path, _ in adaptations))
     pixels = None if portrait is None else pictures.read_image(portrait)
-    voices = [inputs.read_voice(path, str(path), seconds) for path in audio]
+    voices = [
+        inputs.read_voice(speaker.audio, f"voice {i}" if scene else str(speaker.audio), seconds)
+        for i, speaker in enumerate(speakers, 1)
+    ]
     longest = max(map(len, voices), default=0) / SAMPLE_RATE
     frames = inputs.num_frames(longest if seconds is None else seconds)
     video_files.check_space(out, frames, config.height, config.width)
     check_device_memory(config, frames, window, overlap, order)
-    masks = inputs.find_masks(config, pixels, mask or [None] * len(voices), face_model) if voices else []
+    masks = inputs.find_masks(config, pixels, given, face_model, frames) if voices else []
     settings = {"seed": seed, "window": window, "overlap": overlap, "order": order}
     made_of = {
         "portrait": None if pixels is None else digest(pixels),
-        "audio": [digest(voice) for voice in voices],
-        "mask": [digest(mask) for mask in masks],
-        "prompt": prompt,
+        "audio": [inputs.digest_of(voice) for voice in voices],
+        "mask": [inputs.digest_of(mask) for mask in masks],
+        "prompt": prompts,
         "seconds": frames / FPS,
         "model": {"config": repr(config), "files": weights_described(model, adaptations)},
     }
-    track, rate = sound_of(list(audio) or None, frames)
+    track, rate = sound_of(speakers or None, frames)
     size = config.height, config.width
     with GrowingVideo(out, *size, track, sample_rate=rate, request=made_of | settings, resume=resume) as growing:
         loaded = avatar.load(model, lora=adaptations, devices=devices, seq=seq)
-        speakers = [inputs.Speaker(voice, mask) for voice, mask in zip(voices, masks)]
+        heard = [inputs.Speaker(voice, mask) for voice, mask in zip(voices, masks)]
         with ProgressBar("denoising", "pass") as bar:
-            video = loaded.stream(pixels, speakers, prompt, seconds=seconds, progress=bar, **settings, **options)
+            video = loaded.stream(pixels, heard, prompts, seconds=seconds, progress=bar, **settings, **options)
             if growing.state is not None:
                 video.restore(growing.state)
             for piece in video:

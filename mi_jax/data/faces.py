@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import numbers
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -75,7 +76,10 @@ def _given_masks(portrait: np.ndarray, given: Sequence[MaskSource]) -> tuple[np.
     for number, source in enumerate(given, 1):
         is_file = isinstance(source, PathLike)
         name = str(source) if is_file else f"mask {number}"
-        mask = pictures.read_mask(source) if is_file else mask_from(source, name)
+        if is_box(source):
+            mask = mask_of_box(source, name, height, width)
+        else:
+            mask = pictures.read_mask(source) if is_file else mask_from(source, name)
         if not mask.any():
             raise InputError(f"{name}: mask is empty, it marks no pixel")
         if mask.shape != (height, width):
@@ -85,6 +89,24 @@ def _given_masks(portrait: np.ndarray, given: Sequence[MaskSource]) -> tuple[np.
         names.append(name if is_file else "given")
     note = f" ({'; '.join(notes)})" if notes else ""
     return np.stack(masks), f"face mask: {', '.join(names)}{note}"
+
+
+def is_box(mask: MaskSource) -> bool:
+    """Whether a mask is given as four numbers: left, top, right and bottom, in pixels of the portrait."""
+    return isinstance(mask, list | tuple) and len(mask) == 4 and all(isinstance(x, numbers.Real) for x in mask)
+
+
+def mask_of_box(box: Sequence[float], name: str, height: int, width: int) -> Bool[np.ndarray, "{height} {width}"]:
+    """Raises InputError: sides that are crossed, or a box that the portrait does not show."""
+    left, top, right, bottom = box
+    mask = np.zeros((height, width), bool)
+    if left < right and top < bottom:
+        mask[max(0, round(top)) : max(0, round(bottom)), max(0, round(left)) : max(0, round(right))] = True
+    if not mask.any():
+        raise InputError(
+            f"{name}: the box {list(box)} (left, top, right, bottom) marks no pixel of a portrait of {width}x{height}"
+        )
+    return mask
 
 
 def masks_from_boxes(boxes: np.ndarray, size: tuple[int, int]) -> Bool[np.ndarray, "s H W"]:

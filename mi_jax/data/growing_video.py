@@ -212,7 +212,7 @@ class GrowingVideo:
 
     def _mux(self, packets: list) -> None:
         for packet in packets:
-            packet.stream = self._stream
+            packet.stream, packet.duration = self._stream, 1
             self._container.mux(packet)
 
     def _mux_sound(self, frames: int) -> None:
@@ -242,7 +242,7 @@ def picture_packets(path: pathlib.Path, fps: int) -> Iterator[Any]:
                 origin = packet.pts if origin is None else origin  # the first is the earliest
                 pts = round((packet.pts - origin) * packet.time_base * fps)
                 packet.time_base = Fraction(1, fps)
-                packet.pts, packet.dts = pts, number - REORDERED
+                packet.pts, packet.dts, packet.duration = pts, number - REORDERED, 1
                 number += 1
                 yield packet
 

@@ -13,10 +13,11 @@ class SoundTrack:
 
     Scaled down as a whole where several would clip together. In stereo if one of them is; silent behind a voice's end.
 
-    voices: each [n], [n 1] or [n 2], in memory or on the disk.
+    voices: each [n], [n 1] or [n 2], in memory or on the disk. starts: samples to where each begins, by default 0.
     """
 
-    def __init__(self, voices: Sequence[np.ndarray], length: int):
+    def __init__(self, voices: Sequence[np.ndarray], length: int, starts: Sequence[int] | None = None):
+        self._starts = [0] * len(voices) if starts is None else list(starts)
         self._voices = [voice[:, None] if voice.ndim == 1 else voice for voice in voices]
         self._channels = max(voice.shape[1] for voice in self._voices)
         self._length, self._divisor = length, 1.0
@@ -40,8 +41,9 @@ class SoundTrack:
         if step != 1:
             raise ValueError(f"a sound is read sample by sample, not in steps of {step}")
         total = np.zeros((max(0, stop - start), self._channels), np.float32)
-        for voice in self._voices:
-            heard = voice[start : max(start, stop)]
-            total[: len(heard)] += heard
+        for begin, voice in zip(self._starts, self._voices, strict=True):
+            first, last = max(start, begin), min(stop, begin + len(voice))
+            if first < last:
+                total[first - start : last - start] += voice[first - begin : last - begin]
         total /= self._divisor
         return total[:, 0] if self._channels == 1 else total

@@ -7,7 +7,7 @@ beside their final name and renamed when whole, so a reader never meets half a v
 import logging
 import pathlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 import av
@@ -52,20 +52,29 @@ def read_video(path: PathLike) -> tuple[UInt8[np.ndarray, "f H W 3"], float]:
 
     Raises InputError: missing, unreadable, or without a frame, or of frames of several sizes.
     """
+    frames, rate = [], float(FPS)
+    for frame, rate in each_frame(path):  # noqa: B007
+        frames.append(frame)
+    return np.stack(frames), rate
+
+
+def each_frame(path: PathLike) -> Iterator[tuple[UInt8[np.ndarray, "H W 3"], float]]:
+    """The same one by one, each with the video's frames per second."""
     path = existing_file(path, "video")
-    losses = Losses()
+    losses, size = Losses(), None
     with opened(path, "a video") as container:
         stream = track(path, container, "video", "picture track")
         rate = float(stream.average_rate or stream.guessed_rate or FPS)
-        frames = [_upright(frame) for frame in decoded(container, stream, losses)]
-        if not frames and losses.fault is not None:
+        for frame in map(_upright, decoded(container, stream, losses)):
+            if size not in (None, frame.shape):
+                raise InputError(f"{path}: video whose pictures change their size")
+            size = frame.shape
+            yield frame, rate
+        if size is None and losses.fault is not None:
             raise losses.fault
-    if not frames:
+    if size is None:
         raise InputError(f"{path}: video without a single frame")
-    if len({frame.shape for frame in frames}) > 1:
-        raise InputError(f"{path}: video whose pictures change their size")
     losses.warn(path)
-    return np.stack(frames), rate
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:

@@ -10,9 +10,10 @@ function: an importer folds `kernel[k, i, o] = g[k] * v[o, i, k] / |v[:, :, k]|`
 of one tap). As in the reference for the base models there is no attention mask: padding is silence, and takes part.
 """
 
+import copy
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -250,7 +251,7 @@ def normalise(waveform: Float[Array | np.ndarray, "... n"]) -> Float[Array | np.
 
 
 def first_conv_moments(
-    model: Wav2Vec2, waveform: "Float[np.ndarray, 'n'] | NormalisedSound"
+    model: Wav2Vec2, *waveforms: "Float[np.ndarray, '_'] | NormalisedSound"
 ) -> tuple[Float[Array, "c"], Float[Array, "c"]]:
     """Mean and variance over time of the first convolution's output, per channel, without computing that output.
 
@@ -258,15 +259,20 @@ def first_conv_moments(
     """
     conv = model.convs[0]
     kernel = np.asarray(conv.kernel[...], np.float64)[:, 0]  # [k c]
-    taps, count = len(kernel), (len(waveform) - len(kernel)) // conv.stride + 1
+    taps, frames = len(kernel), 0
     total, products = np.zeros(taps), np.zeros((taps, taps))
-    for first in range(0, count, MOMENT_FRAMES):
-        last = min(first + MOMENT_FRAMES, count) - 1
-        samples = waveform[first * conv.stride : last * conv.stride + taps].astype(np.float64)
-        part = np.lib.stride_tricks.sliding_window_view(samples, taps)[:: conv.stride]
-        total, products = total + part.sum(0), products + part.T @ part
-    mean = total / count
-    covariance = products / count - np.outer(mean, mean)
+    for waveform in waveforms:
+        count = (len(waveform) - taps) // conv.stride + 1
+        frames += max(0, count)
+        for first in range(0, count, MOMENT_FRAMES):
+            last = min(first + MOMENT_FRAMES, count) - 1
+            samples = waveform[first * conv.stride : last * conv.stride + taps].astype(np.float64)
+            part = np.lib.stride_tricks.sliding_window_view(samples, taps)[:: conv.stride]
+            total, products = total + part.sum(0), products + part.T @ part
+    if not frames:  # shorter than one tap sees
+        return jnp.zeros(kernel.shape[1]), jnp.ones(kernel.shape[1])
+    mean = total / frames
+    covariance = products / frames - np.outer(mean, mean)
     variance = np.einsum("ic,ij,jc->c", kernel, covariance, kernel)
     return jnp.asarray(mean @ kernel, jnp.float32), jnp.asarray(np.maximum(variance, 0), jnp.float32)
 
@@ -280,15 +286,17 @@ def filled_length(length: int, most: int, least: int = 8) -> int:
 
 
 class NormalisedSound:
-    """Samples of a sound over all of which `normalise` has been, cut or filled with silence to `length`.
+    """Samples of sounds over all of which `normalise` has been together, each at its place, filled with silence (or
+    cut) to `length`.
 
-    They are computed where they are read, so that the sound may be hours long and lie on the disk (`np.memmap`).
+    They are computed where they are read, so that the sounds may be hours long and lie on the disk (`np.memmap`).
     """
 
-    def __init__(self, waveform: Float[np.ndarray, "n"], length: int):
-        self.waveform, self.length = waveform, length
-        mean = _mean(waveform, lambda x: x)
-        variance = _mean(waveform, lambda x: np.square(x - mean))
+    def __init__(self, sounds: Sequence[tuple[int, Float[np.ndarray, "_"]]], length: int):
+        self.sounds, self.length = list(sounds), length
+        count = sum(len(sound) for _, sound in self.sounds)
+        mean = sum(_total(sound, lambda x: x) for _, sound in self.sounds) / count
+        variance = sum(_total(sound, lambda x: np.square(x - mean)) for _, sound in self.sounds) / count
         self.mean, self.scale = np.float32(mean), np.float32(np.sqrt(variance + 1e-7))
 
     def __len__(self) -> int:
@@ -297,14 +305,24 @@ class NormalisedSound:
     def __getitem__(self, part: slice) -> Float[np.ndarray, "m"]:
         first, last, _ = part.indices(self.length)
         samples = np.zeros(max(0, last - first), np.float32)
-        heard = self.waveform[first : min(last, len(self.waveform))]
-        samples[: len(heard)] = (heard - self.mean) / self.scale
+        for start, sound in self.sounds:
+            begin, end = max(first, start), min(last, start + len(sound))
+            if begin < end:
+                samples[begin - first : end - first] = (sound[begin - start : end - start] - self.mean) / self.scale
         return samples
 
+    def heard(self) -> list["NormalisedSound"]:
+        """Where there is sound, without the silence between."""
+        parts = []
+        for start, sound in self.sounds:
+            part = copy.copy(self)
+            part.sounds, part.length = [(0, sound)], max(0, min(len(sound), self.length - start))
+            parts.append(part)
+        return parts
 
-def _mean(waveform: np.ndarray, of: Callable, piece: int = 2**22) -> float:
-    pieces = (waveform[i : i + piece].astype(np.float64) for i in range(0, len(waveform), piece))
-    return sum(float(of(x).sum()) for x in pieces) / len(waveform)
+
+def _total(waveform: np.ndarray, of: Callable, piece: int = 2**22) -> float:
+    return sum(float(of(waveform[i : i + piece].astype(np.float64)).sum()) for i in range(0, len(waveform), piece))
 
 
 @jax.jit
@@ -324,13 +342,15 @@ class HiddenStates:
     sides (the last chunk is moved back to end with the signal). All chunks share the whole signal's statistics at the
     group norm, so chunks differ from the whole only in how far attention sees.
 
-    waveform: may lie on the disk; the last chunks alone are in memory.
+    waveform: may lie on the disk; the last chunks alone are in memory. Or several sounds, each with the
+      sample at which it begins: the silence between them counts neither for the normalisation nor for the statistics,
+      since long silence would make the rest louder than it ever was.
     """
 
     def __init__(
         self,
         model: Wav2Vec2,
-        waveform: Float[Array | np.ndarray, "n"],
+        waveform: Float[Array | np.ndarray, "n"] | Sequence[tuple[int, np.ndarray]],
         num_video_frames: int,
         *,
         chunk_seconds: float = 20.0,
@@ -342,9 +362,13 @@ class HiddenStates:
         chunk, context = (round(seconds * SAMPLE_RATE / hop) for seconds in (chunk_seconds, context_seconds))
         if chunk <= 2 * context:
             raise ValueError(f"chunk_seconds ({chunk_seconds}) must exceed twice context_seconds ({context_seconds})")
-        waveform = waveform if isinstance(waveform, np.ndarray) else np.asarray(waveform, np.float32)
-        self.samples = NormalisedSound(waveform, model.config.num_samples(self.num_steps))
-        self.moments = first_conv_moments(model, self.samples)
+        if isinstance(waveform, Sequence):
+            self.samples = NormalisedSound(waveform, model.config.num_samples(self.num_steps))
+            self.moments = first_conv_moments(model, *self.samples.heard())
+        else:
+            waveform = waveform if isinstance(waveform, np.ndarray) else np.asarray(waveform, np.float32)
+            self.samples = NormalisedSound([(0, waveform)], model.config.num_samples(self.num_steps))
+            self.moments = first_conv_moments(model, self.samples)
         self.chunk = min(self.num_steps, chunk)
         last = self.num_steps - self.chunk
         self.starts = np.array([*range(0, last, chunk - 2 * context), last])

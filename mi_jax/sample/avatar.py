@@ -21,30 +21,32 @@ from mi_jax.avatar.folders import load_models, save_avatar
 from mi_jax.bounds import fault_of, shown
 from mi_jax.conditions import Conditions
 from mi_jax.data import pictures, sound
-from mi_jax.data.features import Encoders, latent_mask, portrait_latents, prompt_features
+from mi_jax.data.features import Encoders, portrait_latents, prompt_features
+from mi_jax.data.utterances import Utterances
 from mi_jax.diffusion import add_noise
 from mi_jax.errors import InputError
 from mi_jax.files import PathLike
 from mi_jax.mesh import make_mesh, on_mesh, shard_parameters, take_devices
 from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.dit import DiT, DiTConfig
-from mi_jax.models.prompts import check_prompt
 from mi_jax.models.tiling import Decoder
 from mi_jax.models.wav2vec2 import HiddenStates, RunningStates, filled_length, hidden_states
-from mi_jax.rates import SAMPLE_RATE
+from mi_jax.rates import FPS, SAMPLE_RATE
 from mi_jax.sample.frames import Frames, Latents
 from mi_jax.sample.guidance import Guidance
 from mi_jax.sample.inputs import (
+    Masks,
     Portrait,
     Sound,
     Speaker,
     check_options,
     check_request,
     find_masks,
-    fit_masks,
     is_live,
+    latent_masks,
     num_frames,
     read_portrait,
+    read_prompts,
     read_speakers,
     read_voice,
 )
@@ -79,7 +81,7 @@ class Avatar:
         self,
         portrait: Portrait | None = None,
         speakers: Sequence[Speaker | Sound] | Speaker | Sound | None = (),
-        prompt: str | None = "",
+        prompt: str | Sequence[tuple[float, str]] | None = "",
         *,
         seed: int = 0,
         steps: int | None = None,
@@ -106,7 +108,8 @@ class Avatar:
           portrait: a picture file, a PIL image or pixels [H W 3] (`data.pixels.pixels_from`); its centre is cropped to
             the video's aspect.
           speakers: `Speaker`s, or sounds alone; those without a mask get the found faces from left to right.
-          prompt: may be empty or None; cut where the text encoder ends.
+          prompt: may be empty or None; cut where the text encoder ends. One that changes is a list of (seconds,
+            prompt), the first at 0: a window takes the one that holds in its middle.
           seed: of the noise; the same seed gives the same video.
           steps: Euler steps; more is finer and slower. Default: the model's.
           window, overlap: latent frames (4 video frames each) that the denoiser sees at a time, and that are blended.
@@ -135,7 +138,7 @@ class Avatar:
         self,
         portrait: Portrait | None = None,
         speakers: Sequence[Speaker | Sound] | Speaker | Sound | None = (),
-        prompt: str | None = "",
+        prompt: str | Sequence[tuple[float, str]] | None = "",
         *,
         seed: int = 0,
         steps: int | None = None,
@@ -173,8 +176,7 @@ class Avatar:
         self, portrait, speakers, prompt, *, seed, window, overlap, order, seconds, face_model, progress, **options
     ) -> "_Request":
         """What `animate` is asked for, read and checked, before anything is computed."""
-        speakers, prompt = read_speakers(speakers), "" if prompt is None else prompt
-        check_prompt(prompt)
+        speakers, prompts = read_speakers(speakers), read_prompts(prompt)
         check_options(face_model=face_model, progress=progress)
         fault = fault_of(Order, order, "order")
         if fault:
@@ -194,14 +196,15 @@ class Avatar:
         longest = max((len(voice) for _, voice in heard_already), default=0) / SAMPLE_RATE
         frames = None if live else num_frames(longest if seconds is None else seconds)
         for i, heard in heard_already:
-            for remark in sound.remarks(heard, f"voice {i}"):
-                log.warning("%s", remark)
+            for said in heard.sounds if isinstance(heard, Utterances) else [heard]:
+                for remark in sound.remarks(said, f"voice {i}"):
+                    log.warning("%s", remark)
         masks = []
         if speakers:
             given = [speaker.mask for speaker in speakers]
-            masks = find_masks(config, pixels, given, face_model)
+            masks = find_masks(config, pixels, given, face_model, frames)
         return _Request(
-            config=config, portrait=pixels, voices=voices, masks=masks, prompt=prompt, frames=frames, seconds=seconds,
+            config=config, portrait=pixels, voices=voices, masks=masks, prompts=prompts, frames=frames, seconds=seconds,
             seed=seed, window=window, overlap=overlap, order=order, progress=progress,
         )  # fmt: skip
 
@@ -209,7 +212,7 @@ class Avatar:
         avatar, config = dataclasses.replace(self, config=request.config), request.config
         frames = request.frames or num_frames(request.seconds or 3600.0)
         check_device_memory(config, frames, request.window, request.overlap, request.order)
-        scene = (request.portrait, request.masks, request.voices, request.prompt)
+        scene = (request.portrait, request.masks, request.voices, request.prompts)
         if request.frames is None:
             told = avatar.live_listening(*scene, seconds=request.seconds)
             end = lambda: told.video_frames and config.lead_in + told.video_frames  # noqa: E731
@@ -251,16 +254,18 @@ class Avatar:
     def listening(
         self,
         portrait: UInt8[np.ndarray, "H W 3"] | None,
-        masks: Sequence[np.ndarray] | np.ndarray,
-        voices: Sequence[np.ndarray],
-        prompt: str,
+        masks: Masks,
+        voices: Sequence[np.ndarray | Utterances],
+        prompt: str | Sequence[tuple[float, str]],
         latent_frames: int,
     ) -> Listening:
-        """The same window by window: voices are encoded where a window asks for them, and may lie on the disk."""
+        """The same window by window: voices are encoded where a window asks for them, and may lie on the disk. The
+        prompt may change: (second from which on it holds, prompt) of each."""
         frames = self.config.vae.temporal_stride * (latent_frames - 1) + 1
+        heard = [list(voice) if isinstance(voice, Utterances) else voice for voice in voices]
         return Listening(
-            fixed=self._fixed(portrait, masks, prompt),
-            voices=[HiddenStates(self.encoders.wav2vec2, voice, frames) for voice in voices],
+            fixed=self._over_time(portrait, masks, prompt),
+            voices=[HiddenStates(self.encoders.wav2vec2, voice, frames) for voice in heard],
             encode=self._encode_window,
             latent_frames=latent_frames,
         )
@@ -268,9 +273,9 @@ class Avatar:
     def live_listening(
         self,
         portrait: UInt8[np.ndarray, "H W 3"] | None,
-        masks: Sequence[np.ndarray] | np.ndarray,
+        masks: Masks,
         voices: Sequence[Any],
-        prompt: str,
+        prompt: str | Sequence[tuple[float, str]],
         *,
         seconds: float | None = None,
         stall: float = 60.0,
@@ -282,32 +287,48 @@ class Avatar:
         pieces = [voice if isinstance(voice, Iterator) else iter([voice]) for voice in voices]
         sounds = [LiveSound(piece, f"voice {i}", stall) for i, piece in enumerate(pieces, 1)]
         return LiveListening(
-            self._fixed(portrait, masks, prompt),
+            self._over_time(portrait, masks, prompt),
             [(RunningStates(self.encoders.wav2vec2), sound) for sound in sounds],
             self._encode_window,
             seconds=seconds,
             lead_in=self.config.lead_in,
         )
 
-    def _fixed(
-        self, portrait: UInt8[np.ndarray, "H W 3"] | None, masks: Sequence[np.ndarray] | np.ndarray, prompt: str
-    ) -> Conditions:
-        """All conditions but the voices."""
-        height, width = self.config.padded_size
-        face = None if portrait is None else pictures.fit_image(portrait, height, width)
-        masks = fit_masks(masks, height, width)
+    def _over_time(
+        self, portrait: np.ndarray | None, masks: Masks, prompt: str | Sequence[tuple[float, str]]
+    ) -> list[tuple[int, Conditions]]:
+        """(latent frame from which on they hold, all conditions but the voices) of each prompt."""
+        (_, first), *later = [(0.0, prompt)] if isinstance(prompt, str) else prompt
+        fixed = self._fixed(portrait, masks, first)
+        held = [(0, fixed)]
+        for start, text in later:
+            frame = -(-(self.config.lead_in + round(start * FPS)) // self.config.vae.temporal_stride)
+            read = {name: jnp.asarray(leaf)[None] for name, leaf in self._read_prompt(portrait, text).items()}
+            held.append((frame, dataclasses.replace(fixed, **read)))
+        return held
+
+    def _read_prompt(self, portrait: np.ndarray | None, prompt: str) -> dict[str, np.ndarray]:
         with self._on_mesh():
             features, dropped = prompt_features(self.encoders, portrait, prompt)
         if dropped:
             log.warning("prompt: too long, its last %d tokens are not read", dropped)
+        return features
+
+    def _fixed(self, portrait: UInt8[np.ndarray, "H W 3"] | None, masks: Any, prompt: str) -> Conditions:
+        """All conditions but the voices."""
+        height, width = self.config.padded_size
+        face = None if portrait is None else pictures.fit_image(portrait, height, width)
+        if len(masks):
+            masks = latent_masks(masks, self.config)
+        features = self._read_prompt(portrait, prompt)
         if face is not None:
             features |= {
                 "image_mask": np.ones(features["image_tokens"].shape[0], bool),
                 "portrait": np.asarray(portrait_latents(self.encoders.vae, face)),
                 "is_start": np.ones((), np.float32),
             }
-        if masks:
-            features["face_mask"] = np.stack([latent_mask(mask, self.config.vae.spatial_stride) for mask in masks])
+        if len(masks):
+            features["face_mask"] = masks
         if self.config.dit.guidance_embedding:
             features["guidance"] = np.float32(self.config.embedded_guidance)
         return Conditions(**{name: jnp.asarray(leaf)[None] for name, leaf in features.items()})
@@ -364,7 +385,7 @@ class Avatar:
             noise = FrameNoise(jax.random.key(seed), (1, height, width, self.config.vae.latent_channels))
         else:
             noise = GivenNoise(noise)
-        portrait = getattr(conditions, "fixed", conditions).portrait
+        portrait = (conditions.fixed[0][1] if hasattr(conditions, "fixed") else conditions).portrait
         if self.config.portrait_in_noise and portrait is not None:
             noise = _NoiseAndPortrait(noise, portrait, self.config.portrait_in_noise)
         chunks = stream(
@@ -431,8 +452,8 @@ class _Request:
     config: AvatarConfig
     portrait: np.ndarray | None
     voices: list[Any]
-    masks: Any
-    prompt: str
+    masks: Masks
+    prompts: list[tuple[float, str]]
     frames: int | None
     """None: voices are still arriving, and the video ends with them, or after `seconds`."""
     seconds: float | None

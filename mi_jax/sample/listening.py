@@ -33,12 +33,12 @@ class Voice(Protocol):
 class Listening:
     """Conditions of a video of known length, `stream.Arriving`: memory does not grow with the video.
 
-    fixed: all that is not heard, of the whole video.
+    fixed: all that is not heard, of the whole video; each with the latent frame from which on it holds, the first 0.
     voices: one for each face mask.
     encode: audio tokens [s t a e] of steps [s n l d], and whether they begin the video.
     """
 
-    fixed: Conditions
+    fixed: Sequence[tuple[int, Conditions]]
     voices: Sequence[Voice]
     encode: Callable[[np.ndarray, bool], np.ndarray]
     latent_frames: int
@@ -48,10 +48,7 @@ class Listening:
 
     def window(self, start: int, length: int) -> Conditions:
         """Beyond the end no sound is known, and a face mask that moves stays where it is."""
-        told = self.fixed.window(start, length)
-        if self.fixed.face_mask is not None and self.fixed.face_mask.ndim == 5:
-            frames = np.minimum(start + np.arange(length), self.fixed.face_mask.shape[2] - 1)
-            told = dataclasses.replace(told, face_mask=jnp.take(self.fixed.face_mask, frames, axis=2))
+        told = in_force(self.fixed, start, length)
         if not self.voices:
             return told
         steps = audio_steps(start, length)
@@ -59,6 +56,16 @@ class Listening:
             heard = np.stack([voice.read(steps.start, steps.stop) for voice in self.voices])
         tokens = self.encode(heard, start == 0)
         return dataclasses.replace(told, audio=jnp.asarray(tokens)[None])
+
+
+def in_force(fixed: Sequence[tuple[int, Conditions]], start: int, length: int) -> Conditions:
+    """Those that hold in the middle of a window, cut to it. Beyond the end, a face mask that moves stays as it was."""
+    held = [conditions for first, conditions in fixed if first <= start + length // 2][-1]
+    told = held.window(start, length)
+    if held.face_mask is not None and held.face_mask.ndim == 5:
+        frames = np.minimum(start + np.arange(length), held.face_mask.shape[2] - 1)
+        told = dataclasses.replace(told, face_mask=jnp.asarray(np.asarray(held.face_mask)[:, :, frames]))
+    return told
 
 
 class LiveSound:
@@ -110,7 +117,7 @@ class LiveListening:
 
     def __init__(
         self,
-        fixed: Conditions,
+        fixed: Sequence[tuple[int, Conditions]],
         voices: Sequence[tuple[RunningStates, LiveSound]],
         encode: Callable[[np.ndarray, bool], np.ndarray],
         *,
@@ -145,7 +152,7 @@ class LiveListening:
         with off_mesh():
             heard = np.stack([states.read(steps.start, steps.stop) for states, _ in self.voices])
         tokens = self.encode(heard, start == 0)
-        return dataclasses.replace(self.fixed.window(start, length), audio=jnp.asarray(tokens)[None])
+        return dataclasses.replace(in_force(self.fixed, start, length), audio=jnp.asarray(tokens)[None])
 
     def _hear(self, states: RunningStates, sound: LiveSound, wait: bool) -> bool:
         """Takes the next piece; whether there was one."""

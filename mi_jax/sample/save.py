@@ -13,7 +13,7 @@ from mi_jax.data.sound_track import SoundTrack
 from mi_jax.errors import InputError
 from mi_jax.files import PathLike
 from mi_jax.rates import FPS, SAMPLE_RATE
-from mi_jax.sample.inputs import Sound, Speaker, sounds
+from mi_jax.sample.inputs import Sound, Speaker, is_timed, sounds
 
 log = logging.getLogger("mi_jax")
 
@@ -55,7 +55,9 @@ def sound_of(audio: Sound | Speaker | Sequence[Sound | Speaker] | None, frames: 
     Raises:
       InputError: a sound cannot be read.
     """
-    sources = [source.audio if isinstance(source, Speaker) else source for source in sounds(audio)]
+    given = [source.audio if isinstance(source, Speaker) else source for source in sounds(audio)]
+    timed = [said for source in given for said in (source if is_timed(source) else [(0.0, source)])]
+    sources = [source for _, source in timed]
     if not sources:
         return None, SAMPLE_RATE
     seconds = frames / FPS
@@ -67,7 +69,7 @@ def sound_of(audio: Sound | Speaker | Sequence[Sound | Speaker] | None, frames: 
             voices.append(sound_files.read_audio(source, rate, stereo=True, seconds=seconds))
         else:
             voices.append(samples_from(source, "audio" if len(sources) == 1 else f"audio {number}"))
-    mixed = SoundTrack(voices, round(seconds * rate))
+    mixed = SoundTrack(voices, round(seconds * rate), [round(start * rate) for start, _ in timed])
     if rate == SAMPLE_RATE and (loudest := peak(mixed)) > 1:
         log.warning("audio: reaches %.2f times full scale, cut off at 1 in the video", loudest)
     return mixed, rate

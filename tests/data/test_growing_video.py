@@ -70,6 +70,8 @@ def test_the_end_is_a_video_like_any_other(tmp_path, suffix):
     assert 0 <= len(sound) - len(told) < (1024 if suffix == ".mkv" else 1)  # Matroska keeps whole blocks of AAC
     assert np.corrcoef(sound[: len(told)], told)[0, 1] > 0.99
     with av.open(str(path)) as container:
+        assert container.streams.video[0].average_rate == 25
+        assert container.duration / 1e6 == pytest.approx(5, abs=0.07)
         assert [frame.pts * frame.time_base * 25 for frame in container.decode(video=0)] == list(range(125))
 
 

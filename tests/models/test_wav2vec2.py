@@ -195,6 +195,23 @@ def test_states_are_read_where_they_are_asked_for(pair, voice, tmp_path, seconds
     assert len(states._kept) <= 2
 
 
+def test_sounds_with_silence_between_are_as_loud_as_alone(pair, voice):
+    """A minute of silence before changes nothing of what is heard later; two are normalised together."""
+    model, _ = pair
+    local = nnx.clone(model)
+    local.layers.out.kernel.set_value(jnp.zeros_like(local.layers.out.kernel[...]))  # attention would see the silence
+    alone = HiddenStates(local, [(0, voice)], 300).read(100, 500)
+    later = HiddenStates(local, [(60 * 16_000, voice)], 1800).read(3100, 3500)
+    np.testing.assert_allclose(later, alone, atol=1e-4)
+    halves = [(0, voice[:80_000]), (96_000, voice[80_000:])]
+    apart = HiddenStates(local, halves, 325)
+    np.testing.assert_allclose(apart.samples[:80_000], normalise(voice)[:80_000], atol=1e-4)
+    assert not apart.samples[80_000:96_000].any()
+    np.testing.assert_allclose(apart.samples[96_000:208_000], normalise(voice)[80_000:], atol=1e-4)
+    cut = HiddenStates(local, [(0, voice), (16_000 * 20, voice)], 250)  # the second is behind the end
+    np.testing.assert_allclose(cut.read(0, 400), HiddenStates(local, voice, 250).read(0, 400), atol=1e-2)
+
+
 @pytest.mark.parametrize("piece", [777, 16_000])
 def test_running_moments_are_those_of_the_whole(pair, voice, piece):
     model, _ = pair
