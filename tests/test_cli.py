@@ -241,6 +241,27 @@ def test_a_cluster_that_is_none_is_refused(tmp_path, capsys, told):
     assert "--distributed" in line
 
 
+def test_a_scene_is_animated(files, model, capsys):
+    Path("scenes").mkdir()
+    Path("scenes/s.yaml").write_text(
+        "portrait: ../portrait.png\n"
+        "prompt: [{from: 0, text: She is happy.}, {from: 0.5, text: He is sad.}]\n"
+        "speakers:\n"
+        "  - audio: [{from: 0.2, file: ../speech.wav}, {from: 0.9, file: ../speech.wav}]\n"
+        "    mask: [4, 4, 40, 36]\n"
+    )
+    assert cli.main(["animate", "--scene", "scenes/s.yaml", "--out", "o.mp4", "--model", str(model)]) == 0
+    frames, _ = video_files.read_video("o.mp4")
+    sound = sound_files.read_audio("o.mp4")
+    assert len(frames) == round(25 * len(sound) / 16000)
+    assert np.abs(sound[:3000]).max() < 0.01  # nothing is said before 0.2 s
+    capsys.readouterr()
+    argv = ["animate", "--scene", "scenes/s.yaml", "portrait.png", "--out", "o.mp4", "--model", str(model)]
+    assert "give none of them beside --scene" in refused(capsys, *argv)
+    argv = ["animate", "--scene", "scenes/s.yaml", "--out", "portrait.png", "--model", str(model)]
+    refused(capsys, *argv)
+
+
 def test_masks_that_took_the_portrait_for_one_of_them(files, model, capsys):
     make_bad_files()
     argv = ["animate", "--mask", "left.png", "portrait.png", "speech.wav", "--out", "o.mp4", "--model", str(model)]

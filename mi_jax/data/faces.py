@@ -96,7 +96,7 @@ def is_box(mask: MaskSource) -> bool:
     return isinstance(mask, list | tuple) and len(mask) == 4 and all(isinstance(x, numbers.Real) for x in mask)
 
 
-def mask_of_box(box: Sequence[float], name: str, height: int, width: int) -> Bool[np.ndarray, "{height} {width}"]:
+def mask_of_box(box: Sequence[float | int], name: str, height: int, width: int) -> Bool[np.ndarray, "{height} {width}"]:
     """Raises InputError: sides that are crossed, or a box that the portrait does not show."""
     left, top, right, bottom = box
     mask = np.zeros((height, width), bool)

@@ -37,6 +37,7 @@ from mi_jax.sample.guidance import Guidance
 from mi_jax.sample.inputs import (
     Masks,
     Portrait,
+    Prompts,
     Sound,
     Speaker,
     check_options,
@@ -81,7 +82,7 @@ class Avatar:
         self,
         portrait: Portrait | None = None,
         speakers: Sequence[Speaker | Sound] | Speaker | Sound | None = (),
-        prompt: str | Sequence[tuple[float, str]] | None = "",
+        prompt: str | Prompts | None = "",
         *,
         seed: int = 0,
         steps: int | None = None,
@@ -138,7 +139,7 @@ class Avatar:
         self,
         portrait: Portrait | None = None,
         speakers: Sequence[Speaker | Sound] | Speaker | Sound | None = (),
-        prompt: str | Sequence[tuple[float, str]] | None = "",
+        prompt: str | Prompts | None = "",
         *,
         seed: int = 0,
         steps: int | None = None,
@@ -256,7 +257,7 @@ class Avatar:
         portrait: UInt8[np.ndarray, "H W 3"] | None,
         masks: Masks,
         voices: Sequence[np.ndarray | Utterances],
-        prompt: str | Sequence[tuple[float, str]],
+        prompt: str | Prompts,
         latent_frames: int,
     ) -> Listening:
         """The same window by window: voices are encoded where a window asks for them, and may lie on the disk. The
@@ -275,7 +276,7 @@ class Avatar:
         portrait: UInt8[np.ndarray, "H W 3"] | None,
         masks: Masks,
         voices: Sequence[Any],
-        prompt: str | Sequence[tuple[float, str]],
+        prompt: str | Prompts,
         *,
         seconds: float | None = None,
         stall: float = 60.0,
@@ -295,7 +296,7 @@ class Avatar:
         )
 
     def _over_time(
-        self, portrait: np.ndarray | None, masks: Masks, prompt: str | Sequence[tuple[float, str]]
+        self, portrait: np.ndarray | None, masks: Masks, prompt: str | Prompts
     ) -> list[tuple[int, Conditions]]:
         """(latent frame from which on they hold, all conditions but the voices) of each prompt."""
         (_, first), *later = [(0.0, prompt)] if isinstance(prompt, str) else prompt

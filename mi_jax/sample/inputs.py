@@ -48,6 +48,10 @@ Portrait = Any
 """A picture file, or what `data.pixels.pixels_from` takes."""
 
 
+Prompts = Sequence[tuple[float | int, str]]
+"""Prompts that change: (second from which on it holds, prompt) of each, the first at 0."""
+
+
 def sounds(audio: Any) -> list[Any]:
     """One entry per sound: of a list of sounds, of a single one, of None. A list that holds numbers is one sound."""
     if audio is None:

@@ -20,6 +20,8 @@ from tiny_media import write_wav
 import mi_jax
 from mi_jax.avatar.folders import find_model
 from mi_jax.data import faces, pictures, sound_files
+from mi_jax.data.utterances import Utterances
+from mi_jax.data.video_files import write_video
 from mi_jax.errors import InputError
 from mi_jax.mesh import make_mesh
 from mi_jax.models import tiling, wav2vec2
@@ -28,7 +30,7 @@ from mi_jax.models.wav2vec2 import HiddenStates, hidden_states
 from mi_jax.sample import avatar as avatar_module
 from mi_jax.sample import stream as stream_module
 from mi_jax.sample.avatar import Avatar, load
-from mi_jax.sample.inputs import Speaker, num_frames, read_voice
+from mi_jax.sample.inputs import Speaker, find_masks, latent_masks, num_frames, read_voice
 from mi_jax.sample.save import save_video
 
 SECONDS = 0.5  # every test animates the same 12 frames in 4 latent frames, compiled once
@@ -195,6 +197,75 @@ def test_voices_that_stall_end_or_fail(avatar):
         list(avatar.stream(speakers=[Speaker(failing())], **told))
     with pytest.raises(InputError, match='order "level" needs the length'):
         avatar.stream(speakers=[Speaker(failing())], order="level", **told)
+
+
+def test_a_prompt_that_changes_holds_from_its_time_on(avatar):
+    told = {"portrait": portrait(), "speakers": [Speaker(voice(2.0))], "window": 4, "overlap": 3, "steps": 1}
+    happy, sad = (avatar.animate(prompt=prompt, **told) for prompt in ("She is happy.", "He is sad."))
+    both = avatar.animate(prompt=[(0, "She is happy."), (1.0, "He is sad.")], **told)
+    np.testing.assert_array_equal(both[:17], happy[:17])  # no window whose middle is in the second half sees these
+    assert np.abs(both[36:].astype(int) - sad[36:]).max() <= 1  # the VAE looks back further
+    assert (both[20:] != happy[20:]).mean() > 0.01
+    with pytest.raises(InputError, match=r"prompt: from 1 s on, after one from 2 s on: times run backwards"):
+        avatar.animate(prompt=[(0, "a"), (2, "b"), (1, "c")], **told)
+
+
+def test_a_speaker_of_several_sounds_is_silent_between(avatar):
+    told = {"portrait": portrait(), "window": 4, "overlap": 3, "steps": 1}
+    one, two = voice(0.6), voice(0.5, seed=3)
+    made = avatar.animate(speakers=[Speaker([(0.2, one), (1.3, two)])], **told)
+    assert len(made) == 45
+    joined = np.concatenate([np.zeros(3200, np.float32), one, np.zeros(8000, np.float32), two])
+    said = Utterances("voice", (3200, 20_800), (one, two))
+    heard = avatar.listening(portrait(), [np.ones((40, 48), bool)], [said], "", 12).voices[0].samples
+    both = np.concatenate([one, two])
+    said_there = np.r_[3200:12_800, 20_800:28_800]
+    expected = np.zeros(len(joined))
+    expected[said_there] = (joined[said_there] - both.mean()) / both.std()
+    np.testing.assert_allclose(heard[: len(joined)], expected, atol=1e-3)
+    with pytest.raises(InputError, match=r"voice 1: sound 2 begins at 0\.50 s, before sound 1 has ended \(0\.60 s\)"):
+        avatar.animate(speakers=[Speaker([(0.0, one), (0.5, two)])], **told)
+
+
+def test_a_box_is_a_mask(avatar):
+    mask = np.zeros((40, 48), bool)
+    mask[4:30, 10:40] = True
+    np.testing.assert_array_equal(
+        animate(avatar, speakers=[Speaker(voice(SECONDS), [10, 4, 40, 30])]),
+        animate(avatar, speakers=[Speaker(voice(SECONDS), mask)]),
+    )
+    with pytest.raises(InputError, match=r"mask 1: the box \[10, 30, 40, 4\] .* marks no pixel of a portrait of 48x40"):
+        animate(avatar, speakers=[Speaker(voice(SECONDS), [10, 30, 40, 4])])
+
+
+def test_a_mask_that_moves_is_told_to_each_frame(avatar, tmp_path):
+    """12 frames: a square that stands left in the first five (latents 0 and 1), then right."""
+    moving = np.zeros((12, 40, 48), bool)
+    moving[:5, 4:36, 4:20] = True
+    moving[5:, 4:36, 28:44] = True
+    masks = find_masks(avatar.config, portrait(), [moving, np.ones((40, 48), bool)], frames=12)
+    on_grid = latent_masks(masks, avatar.config)
+    assert on_grid.shape == (2, 4, 4, 4)
+    np.testing.assert_array_equal(on_grid[0, :, 2] > 0, [[1, 1, 0, 0]] * 2 + [[0, 0, 1, 1]] * 2)
+    assert on_grid[1].all()
+    told = avatar.listening(portrait(), masks, [voice(0.48), voice(0.2)], "", 4)
+    window = told.window(2, 4)  # beyond the end it stays where it was
+    np.testing.assert_array_equal(window.face_mask[0, 0, :, 2] > 0, [[0, 0, 1, 1]] * 4)
+    write_video(tmp_path / "mask.mp4", np.repeat(moving[..., None], 3, -1).astype(np.uint8) * 255)
+    from_file = find_masks(avatar.config, portrait(), [tmp_path / "mask.mp4"], frames=12)
+    np.testing.assert_array_equal(from_file[0].latents, on_grid[0])
+    video = animate(avatar, speakers=[Speaker(voice(SECONDS), moving)])
+    assert (video != animate(avatar, speakers=[Speaker(voice(SECONDS), moving.any(0))])).any()
+    for mask, fault in (
+        (moving[:7], r"mask 1: a mask of 0\.28 s for a video of 0\.48 s"),
+        (moving * 0, "mask 1: mask is empty where the video is"),
+        (moving * 7, "mask 1: a mask that moves holds 0 and 1"),
+        (tmp_path / "none.mp4", r"none\.mp4: video not found"),
+    ):
+        with pytest.raises(InputError, match=fault):
+            animate(avatar, speakers=[Speaker(voice(SECONDS), mask)])
+    with pytest.raises(InputError, match="a mask that moves: of voices that are still arriving"):
+        avatar.stream(portrait(), [Speaker(iter([voice(1.0)]), moving)])
 
 
 def test_a_video_is_the_beginning_of_a_longer_one(avatar):
