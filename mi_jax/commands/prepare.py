@@ -20,6 +20,7 @@ def prepare(
     seed: Seed = 0,
     split: Literal["train", "test"] = "train",
     seconds: ClipSeconds = 6.44,
+    moving_masks: bool = False,
     workers: Workers = 0,
 ) -> None:
     """Computes the features of clips once, as records to train on.
@@ -36,6 +37,7 @@ def prepare(
       split: faces, voices and sentences to train on, or those held out.
       seconds: length of each clip; longer than the longest window of the training that it is for, so that windows of
         that length also start later (41 latent frames, for one of 33).
+      moving_masks: a face mask for each latent frame, which follows the face; without, one for the whole clip.
       workers: processes that draw ahead; 0 takes one per core.
     """
     import os
@@ -60,5 +62,6 @@ def prepare(
             split=split,
             seconds=seconds,
             size=config.padded_size[0],  # of 540 pixels the networks see 544, here as in `animate`
+            moving_masks=moving_masks,
             workers=workers or os.cpu_count() or 1,
         )

@@ -86,18 +86,29 @@ def latent_mask(mask: Bool[np.ndarray, "H W"] | Float[np.ndarray, "H W"], stride
     return reduce(mask.astype(np.float32), "(h p) (w q) -> h w", "max", p=stride, q=stride)
 
 
+def latent_masks(
+    masks: Bool[np.ndarray, "f H W"] | Float[np.ndarray, "f H W"], spatial_stride: int, temporal_stride: int
+) -> Float[np.ndarray, "t h w"]:
+    """The masks of a video's frames, f = (t - 1) temporal_stride + 1, one for each latent frame, max-pooled: the first
+    is that of frame 0, each other the union over the `temporal_stride` frames that it stands for."""
+    small = np.stack([latent_mask(mask, spatial_stride) for mask in masks])
+    return np.concatenate([small[:1], reduce(small[1:], "(t g) h w -> t h w", "max", g=temporal_stride)])
+
+
 def clip_record(
     encoders: Encoders,
     video: UInt8[np.ndarray, "f H W 3"],
     audio: Float[np.ndarray, "s n"],
     prompt: str,
-    mask: Bool[np.ndarray, "s H W"],
+    mask: Bool[np.ndarray, "s H W"] | Bool[np.ndarray, "s f H W"],
 ) -> dict[str, np.ndarray]:
     """The training record of one clip whose first frame is the portrait; f = 4k + 1 frames at 25 fps, audio at 16 kHz.
+    mask: each speaker's face, over the whole clip or in each of its frames.
 
     H and W are sides that the VAE and the denoiser's patches divide (`AvatarConfig.padded_size`).
-    Keys: latents f16 [t h w c] and portrait f16 [h w c] (scaled), face_mask f32 [s h w] and audio_hidden f16
-    [s 2f L D] (wav2vec2 states) of each of the s speakers, and those of `prompt_features` in f16.
+    Keys: latents f16 [t h w c] and portrait f16 [h w c] (scaled), face_mask f32 [s h w] (`latent_mask`; masks of
+    frames: [s t h w], `latent_masks`) and audio_hidden f16 [s 2f L D] (wav2vec2 states) of each of the s speakers, and
+    those of `prompt_features` in f16.
     """
     features, _ = prompt_features(encoders, video[0], prompt)
     record = {
@@ -107,5 +118,9 @@ def clip_record(
         **features,
     }
     halves = {name: np.asarray(leaf).astype(np.float16) for name, leaf in record.items() if name != "text_mask"}
-    masks = np.stack([latent_mask(face, encoders.vae.config.spatial_stride) for face in mask])
+    vae = encoders.vae.config
+    if mask.ndim == 4:
+        masks = np.stack([latent_masks(face, vae.spatial_stride, vae.temporal_stride) for face in mask])
+    else:
+        masks = np.stack([latent_mask(face, vae.spatial_stride) for face in mask])
     return {**halves, "text_mask": record["text_mask"], "face_mask": masks}

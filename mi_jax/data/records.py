@@ -33,6 +33,11 @@ _DTYPES = {
 }
 
 
+_TIMED = {"face_mask": (4, 1)}
+"""Leaves that have a time axis in some records and lack it in others, where they hold for a whole clip: how many axes
+they have with it, and which it is."""
+
+
 def decode(buffer: bytes) -> dict[str, np.ndarray]:
     """The arrays of one record.
 
@@ -56,7 +61,8 @@ def write_records(
     """Writes `records` as shards and an index; returns how many there were.
 
     The folder appears under its name only when it is complete: it is written beside and renamed. All records have the
-    same keys and dtypes; shapes may differ. `meta` is any JSON object and is read back as `RecordSource.meta`.
+    same keys, dtypes and numbers of axes; sizes may differ, and `face_mask` may be [s h w] in some records and
+    [s t h w] in others. `meta` is any JSON object and is read back as `RecordSource.meta`.
     `compression` is ArrayRecord's option, "uncompressed" or e.g. "zstd:3" (half-precision features hardly shrink).
 
     Raises:
@@ -80,7 +86,8 @@ class RecordSource:
         index = _read_index(self.directory)
         self.count: int = index["count"]
         self.leaves: dict[str, dict[str, Any]] = index["leaves"]
-        """Per key: dtype, and the shape, with null where records differ."""
+        """Per key: dtype, and the shape, with null where records differ. A `face_mask` that has a time axis in some
+        records alone has null there."""
         self.meta: dict[str, Any] = index["meta"]
         paths = []
         for shard in index["shards"]:
@@ -177,6 +184,8 @@ class _Summary:
     def encode(self, record: dict[str, np.ndarray]) -> bytes:
         arrays = {name: np.ascontiguousarray(x) if x.ndim else x for name, x in record.items()}
         leaves = {name: {"dtype": x.dtype.name, "shape": list(x.shape)} for name, x in arrays.items()}
+        for name in _TIMED.keys() & leaves.keys() & self.leaves.keys():
+            _align(name, leaves[name]["shape"], self.leaves[name]["shape"])
         dtypes = {name: (leaf["dtype"], len(leaf["shape"])) for name, leaf in leaves.items()}
         first = {name: (leaf["dtype"], len(leaf["shape"])) for name, leaf in self.leaves.items()}
         if self._count and dtypes != first:
@@ -187,3 +196,12 @@ class _Summary:
             known["shape"] = [n if n == m else None for n, m in zip(known["shape"], leaf["shape"])]
         self._count += 1
         return safetensors.numpy.save(arrays)
+
+
+def _align(name: str, *shapes: list[int | None]) -> None:
+    """Gives those of `shapes` that lack the time axis one of unknown size, where another has it."""
+    full, time = _TIMED[name]
+    if {len(shape) for shape in shapes} == {full - 1, full}:
+        for shape in shapes:
+            if len(shape) < full:
+                shape.insert(time, None)

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw
 
 from mi_jax.bounds import ClipSeconds, fault_of
@@ -36,8 +36,8 @@ class Clip:
     """A talking puppet.
 
     `mouth` holds opening (height of the mouth's interior), width, x and y (its centre) as fractions of the picture;
-    `mask` is the union of the face's region over all frames; `phonemes` are (start s, end s, class of
-    `PHONEME_CLASSES`) without gaps. Frame f shows the mouth at (f + 0.5) / 25 s.
+    `mask` is the union of the face's region over all frames, or the region in each; `phonemes` are (start s, end s,
+    class of `PHONEME_CLASSES`) without gaps. Frame f shows the mouth at (f + 0.5) / 25 s.
     """
 
     video: UInt8[np.ndarray, "f h w 3"]
@@ -45,7 +45,7 @@ class Clip:
     prompt: str
     attributes: dict
     mouth: Float[np.ndarray, "f 4"]
-    mask: Bool[np.ndarray, "h w"]
+    mask: Bool[np.ndarray, "h w"] | Bool[np.ndarray, "f h w"]
     phonemes: list[tuple[float, float, int]]
 
 
@@ -62,11 +62,12 @@ def draw(
     seconds: float = 5.16,
     size: int = 96,
     window: tuple[int, int] | None = None,
+    moving_masks: bool = False,
 ) -> Clip:
     """Clip number `index`: any index >= 0, the same bits in every process and order.
 
     `window=(start, stop)` gives only those frames of it (with their sound and truth) at the cost of drawing only
-    those.
+    those. With `moving_masks` the clip's `mask` is one for each frame.
     """
     look_rng, speech_rng, motion_rng, background_rng, prompt_rng = generators(index, seed, split)
     frames = num_frames(seconds)
@@ -98,7 +99,8 @@ def draw(
     samples = SAMPLE_RATE // FPS
     return Clip(
         video=video, audio=speech.audio[start * samples : stop * samples], prompt=prompt, attributes=attributes,
-        mouth=mouth_truth(look, pose), mask=face_mask(look, pose, size), phonemes=phonemes,
+        mouth=mouth_truth(look, pose), mask=(face_masks if moving_masks else face_mask)(look, pose, size),
+        phonemes=phonemes,
     )  # fmt: skip
 
 
@@ -140,10 +142,26 @@ def describe(index, seed, split, size, look, direction, background, pose) -> dic
 
 def face_mask(look: Look, pose: Pose, size: int) -> Bool[np.ndarray, "h w"]:
     """The face's region, over all frames of a pose."""
+    return _painted(_outlines(look, pose, size), size)
+
+
+def face_masks(look: Look, pose: Pose, size: int) -> Bool[np.ndarray, "f h w"]:
+    """The face's region in each frame of a pose; what stands still is painted once."""
+    outlines, places = np.unique(_outlines(look, pose, size), axis=0, return_inverse=True)
+    return np.stack([_painted(outline[None], size) for outline in outlines])[places.reshape(-1)]
+
+
+def _outlines(look: Look, pose: Pose, size: int) -> Int[np.ndarray, "f m"]:
+    """The face's outline in every frame, in pixels: x and y of each corner in turn."""
     face = face_polygon(look, pose)
+    return np.rint(face * size).astype(int).reshape(len(face), -1)
+
+
+def _painted(outlines: Int[np.ndarray, "n m"], size: int) -> Bool[np.ndarray, "h w"]:
+    """Where any of these polygons is."""
     picture = Image.new("1", (size, size))
     paint = ImageDraw.Draw(picture).polygon
-    for polygon in np.rint(face * size).astype(int).reshape(len(face), -1).tolist():
+    for polygon in outlines.tolist():
         paint(polygon, 1)
     return np.asarray(picture, bool)
 

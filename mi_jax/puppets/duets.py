@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from mi_jax.puppets.backgrounds import sample_background
-from mi_jax.puppets.clips import describe, face_mask, generators, num_frames, render
+from mi_jax.puppets.clips import describe, face_mask, face_masks, generators, num_frames, render
 from mi_jax.puppets.face import mouth_truth
 from mi_jax.puppets.looks import Look, sample_look
 from mi_jax.puppets.motion import move, sample_direction
@@ -30,11 +30,22 @@ class Duet:
     prompt: str
     attributes: tuple[dict, dict]
     mouth: Float[np.ndarray, "2 f 4"]
-    mask: Bool[np.ndarray, "2 h w"]
+    mask: Bool[np.ndarray, "2 h w"] | Bool[np.ndarray, "2 f h w"]
 
 
-def draw_duet(index: int, *, seed: int = 0, split: str = "train", seconds: float = 5.16, size: int = 96) -> Duet:
-    """Duet number `index`: any index >= 0, the same bits in every process and order. Its puppets are in no `draw`."""
+def draw_duet(
+    index: int,
+    *,
+    seed: int = 0,
+    split: str = "train",
+    seconds: float = 5.16,
+    size: int = 96,
+    moving_masks: bool = False,
+) -> Duet:
+    """Duet number `index`: any index >= 0, the same bits in every process and order. Its puppets are in no `draw`.
+
+    With `moving_masks` each puppet's mask is one for each frame.
+    """
     frames = num_frames(seconds)
     look_rng, speech_rng, motion_rng, background_rng, prompt_rng = generators(index, seed, split, "duet")
     looks = _side_by_side(look_rng)
@@ -59,7 +70,7 @@ def draw_duet(index: int, *, seed: int = 0, split: str = "train", seconds: float
             for (look, pose), speech in zip(pairs, speeches)
         ),
         mouth=np.stack([mouth_truth(look, pose) for look, pose in pairs]),
-        mask=np.stack([face_mask(look, pose, size) for look, pose in pairs]),
+        mask=np.stack([(face_masks if moving_masks else face_mask)(look, pose, size) for look, pose in pairs]),
     )
 
 

@@ -24,12 +24,13 @@ def drawn(
     split: str,
     seconds: float,
     size: int,
+    moving_masks: bool = False,
     workers: int = 1,
 ) -> Iterator[Clip | Duet]:
     """Clips (`draw`) or duets (`draw_duet`) `first` .. `first + count - 1` in order, drawn ahead by other processes."""
     if not count:
         return
-    job = partial(draw, seed=seed, split=split, seconds=seconds, size=size)
+    job = partial(draw, seed=seed, split=split, seconds=seconds, size=size, moving_masks=moving_masks)
     # "spawn": a forked child of a process that runs JAX may deadlock.
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         yield from pool.imap(job, range(first, first + count), chunksize=4)
@@ -46,11 +47,13 @@ def prepare_puppets(
     split: str = "train",
     seconds: float = 6.44,
     size: int = 96,
+    moving_masks: bool = False,
     workers: int = 1,
 ) -> None:
     """Writes the records of `count` puppet clips and then of `duets` duets to `out_dir` (see `clip_record`).
 
     size: of the square clips in pixels, one that the networks take (`AvatarConfig.padded_size`).
+    moving_masks: a face mask for each latent frame, in place of one for the whole clip.
 
     Raises:
       InputError: `out_dir` exists already or cannot be written, the encoders read no voices or no portraits, or the VAE
@@ -63,7 +66,7 @@ def prepare_puppets(
     for name, module in lacking.items():
         if module is None:
             raise InputError(f"these encoders have no {name}, which the records of talking portraits need")
-    options = {"seed": seed, "split": split, "seconds": seconds, "size": size}
+    options = {"seed": seed, "split": split, "seconds": seconds, "size": size, "moving_masks": moving_masks}
 
     def records() -> Iterator[dict[str, np.ndarray]]:
         with tqdm(total=count + duets, unit="clip", desc="preparing") as bar:

@@ -26,7 +26,7 @@ from mi_jax.models.dit import DiT, DiTConfig
 from mi_jax.models.tiling import decode_latents
 from mi_jax.models.vae import VAE
 from mi_jax.train.flow import Velocity, per_example
-from mi_jax.train.windows import cut_window, draw_windows, stack_clips
+from mi_jax.train.windows import cut_window, draw_windows, masks_move, stack_clips
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,8 @@ class DenoiserObjective:
     def dataset(self, seed: int, share: int = 0, shares: int = 1) -> grain.MapDataset:
         """Batches of windows, any step of which can be drawn on its own; the mixture of lengths is fixed by
         the seed."""
-        records = grain.MapDataset.concatenate([grain.MapDataset.source(source) for source in self._sources()])
+        sources = self._sources()
+        records = grain.MapDataset.concatenate([grain.MapDataset.source(source) for source in sources])
         kinds = []
         for i, (length, batch) in enumerate(self.windows):
             cut = functools.partial(
@@ -80,6 +81,7 @@ class DenoiserObjective:
                 speakers=self.speakers if self.dit.audio else 0,
                 face_masked=self.face_masked,
                 whole_mask=self.whole_mask,
+                moving=masks_move(sources),
             )
             clips = records.seed(seed + i).shuffle().repeat()
             kinds.append(batches(clips.random_map(cut), batch, share, shares))
@@ -182,7 +184,7 @@ def cached_vae(folder: str) -> VAE:
     return load_part(folder, "vae")
 
 
-_FREE = {"latents": 1, "face_mask": 1, "audio_hidden": 2}  # leading axes in which records may differ: time, speakers
+_EVEN = {"latents": 3, "face_mask": 2, "audio_hidden": 2}  # last axes, in which records agree; not in time, speakers
 
 
 def _open_records(folders: Sequence[str], longest: int, mid_clip: float) -> list[RecordSource]:
@@ -192,7 +194,7 @@ def _open_records(folders: Sequence[str], longest: int, mid_clip: float) -> list
         raise InputError("records: no folder is given")
     sources = [RecordSource(folder) for folder in folders]
     kinds = [
-        {name: (leaf["dtype"], *leaf["shape"][_FREE.get(name, 0) :]) for name, leaf in source.leaves.items()}
+        {name: (leaf["dtype"], *leaf["shape"][-_EVEN.get(name, 0) :]) for name, leaf in source.leaves.items()}
         for source in sources
     ]
     for folder, source, leaves in zip(folders, sources, kinds):
@@ -205,6 +207,9 @@ def _open_records(folders: Sequence[str], longest: int, mid_clip: float) -> list
                 f"{folder}: its clips have {frames} latent frames, a window {longest}; prepare longer clips (mi-jax "
                 "prepare --seconds), or give shorter windows (--objective.windows)"
             )
+        masks = source.leaves["face_mask"]["shape"]
+        if len(masks) == 4 and None not in (masks[1], frames) and masks[1] != frames:
+            raise InputError(f"{folder}: its face masks have {masks[1]} latent frames, its latents {frames}")
         if frames == longest and mid_clip > 0:
             raise InputError(
                 f"{folder}: its clips have {frames} latent frames, as many as a window: none could start later, as "

@@ -24,7 +24,7 @@ from mi_jax.train.distribution_matching import (
     restore_norm,
     roll_out,
 )
-from mi_jax.train.flow import adaptive_loss, base_loss, per_example, squared_error
+from mi_jax.train.flow import adaptive_loss, base_loss, per_example, region_area, squared_error
 from mi_jax.train.schedules import Ramp
 from mi_jax.train.turns import OptimizerConfig, Turn
 
@@ -254,8 +254,11 @@ class DMD2Objective(DistillationObjective):
         return per_example(self.sigmas()[jax.random.randint(key, clean.shape[:1], 0, len(self.levels))], clean)
 
 
-def face_weights(region: Float[Array, "b h w"], latents: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-    """Of every element, so that a mean with them is that over the face alone (`flow.adaptive_loss`)."""
-    h, w = region.shape[1:]
-    share = region * (h * w) / jnp.maximum(jnp.sum(region, axis=(1, 2), keepdims=True), 1.0)
-    return jnp.broadcast_to(share[:, None, :, :, None], latents.shape)
+def face_weights(
+    region: Float[Array, "b h w"] | Float[Array, "b t h w"], latents: Float[Array, "b t h w c"]
+) -> Float[Array, "b t h w c"]:
+    """Of every element, so that a mean with them is that over the face alone, which may move (`flow.adaptive_loss`)."""
+    h, w = region.shape[-2:]
+    share = region * (h * w) / region_area(region).reshape(-1, *[1] * (region.ndim - 1))
+    share = share[:, None] if region.ndim == 3 else share
+    return jnp.broadcast_to(share[..., None], latents.shape)

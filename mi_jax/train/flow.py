@@ -38,15 +38,31 @@ def base_loss(error: Float[Array, "b t h w c"]) -> Float[Array, "b"]:
     return jnp.mean(error, axis=(1, 2, 3, 4))
 
 
-def adaptive_loss(error: Float[Array, "b t h w c"], region: Float[Array, "b h w"]) -> Float[Array, "b"]:
-    """`L_adap` (Eq. 3): the mean error over the face region, i.e. the masked sum times `HW / sum(M)`.
+def region_area(region: Float[Array, "b h w"] | Float[Array, "b t h w"]) -> Float[Array, "b"]:
+    """How many places a region marks in a frame; of one that moves, the mean over its frames.
+
+    At least 1 in each frame that has any, and 1 where none has: what is divided by it stays finite.
+    """
+    area = jnp.sum(region, axis=(-2, -1))
+    if region.ndim == 3:
+        return jnp.maximum(area, 1.0)
+    mean = jnp.mean(jnp.where(area > 0, jnp.maximum(area, 1.0), 0.0), axis=1)
+    return jnp.where(mean > 0, mean, 1.0)
+
+
+def adaptive_loss(
+    error: Float[Array, "b t h w c"], region: Float[Array, "b h w"] | Float[Array, "b t h w"]
+) -> Float[Array, "b"]:
+    """`L_adap` (Eq. 3): the mean error over the face region, i.e. the masked sum times `HW / sum(M)`, or `THW / sum(M)`
+    over a region that moves: every marked place of every frame weighs the same, and a frame without any nothing.
 
     The equation's literal form scales all of `L_base`; the text says that the weight grows "for the facial
     area", which is this reading: the smaller the face, the more each of its elements weighs. An empty region gives 0.
     """
     t, c = error.shape[1], error.shape[-1]
-    masked = jnp.einsum("bthwc,bhw->b", error, region.astype(error.dtype))
-    return masked / (t * c * jnp.maximum(jnp.sum(region, axis=(1, 2)), 1.0))
+    places = "bhw" if region.ndim == 3 else "bthw"
+    masked = jnp.einsum(f"bthwc,{places}->b", error, region.astype(error.dtype))
+    return masked / (t * c * region_area(region))
 
 
 def motion_loss(

@@ -56,6 +56,24 @@ def test_the_index_says_what_to_expect(folder):
     assert [shard["file"] for shard in index["shards"]] == [path.name for path in shards(folder)]
 
 
+@pytest.mark.parametrize("order", [(0, 1, 0), (1, 0, 1)])
+def test_face_masks_of_a_clip_and_of_its_frames_stand_in_one_folder(tmp_path, order):
+    """Where they are mixed, the index has the time axis, of no one length."""
+    kinds = [np.zeros((1, 4, 6), np.float32), np.ones((2, 3, 4, 6), np.float32)]
+    write_records(tmp_path / "mixed", [{"face_mask": kinds[kind]} for kind in order])
+    source = RecordSource(tmp_path / "mixed")
+    assert source.leaves["face_mask"] == {"dtype": "float32", "shape": [None, None, 4, 6]}
+    for record, kind in zip(source, order):
+        np.testing.assert_array_equal(record["face_mask"], kinds[kind])
+    for kind, shape in enumerate(([1, 4, 6], [2, 3, 4, 6])):
+        write_records(tmp_path / str(kind), [{"face_mask": kinds[kind]}] * 2)
+        assert RecordSource(tmp_path / str(kind)).leaves["face_mask"]["shape"] == shape
+    with pytest.raises(InputError, match=r"record 1: face_mask is \('float32', 2\), in record 0 \('float32', 3\)"):
+        write_records(tmp_path / "odd", [{"face_mask": kinds[0]}, {"face_mask": kinds[0][0]}])
+    with pytest.raises(InputError, match=r"record 1: x is \('float32', 4\), in record 0 \('float32', 3\)"):
+        write_records(tmp_path / "odd", [{"x": kinds[0]}, {"x": kinds[1]}])
+
+
 def test_zstd_holds_the_same_in_fewer_bytes(tmp_path):
     zeros = [{"x": np.zeros(100_000, np.float32)}] * 2
     write_records(tmp_path / "plain", zeros)

@@ -228,6 +228,21 @@ def test_audio_adds_exactly_zero_outside_every_mask(talking):
     assert (np.abs(np.asarray(out - video))[~outside].max(-1) > 1e-3).all()
 
 
+def test_audio_adds_exactly_zero_outside_a_mask_that_moves(talking):
+    """In each latent frame what lies outside the masks of that frame, wherever those of the others are."""
+    x, sigma = latents_and_sigma(TALKING)
+    t, h, w = x.shape[1:4]
+    masks = jnp.zeros((2, 2, t, h, w)).at[:, 0, 0, 0, 1].set(1.0).at[:, 1, 1, 2:].set(0.5)  # in frame 2 nobody
+    told = dataclasses.replace(conditions(TALKING, s=2), face_mask=masks)
+    video, _, context = jax.jit(DiT.embed)(talking, x, sigma, told)
+    tokens = np.zeros((t, h // 2, w // 2), bool)
+    tokens[0, 0, 0] = tokens[1, 1] = True
+    for bodies in (talking.double, talking.single):
+        audio = jax.tree.map(lambda leaf: leaf[0], bodies.audio)
+        changed = np.asarray(audio(video, context.audio, context.audio_mask) != video).any(-1)
+        np.testing.assert_array_equal(changed.reshape(2, *tokens.shape), np.stack([tokens] * 2))
+
+
 def test_no_audio_is_mask_zero(talking):
     x, sigma = latents_and_sigma(TALKING)
     told = conditions(TALKING)

@@ -218,6 +218,20 @@ def test_recorded_mouth_is_the_mouth_in_the_pixels():
     assert min(scores) >= 0.95
 
 
+def test_masks_of_frames_are_the_face_in_each_and_the_clips_mask_is_their_union():
+    for make in (draw, draw_duet):
+        clip, moving = (make(1, seed=5, seconds=SECONDS, size=64, moving_masks=m) for m in (False, True))
+        np.testing.assert_array_equal(moving.video, clip.video)
+        frames = moving.mask.reshape(-1, *moving.mask.shape[-3:])
+        assert frames.shape[1:] == clip.video.shape[:-1]
+        np.testing.assert_array_equal(frames.any(1).reshape(clip.mask.shape), clip.mask)
+        assert (frames != frames[:, :1]).any()
+    moving = draw(1, seed=5, seconds=SECONDS, size=64, moving_masks=True)
+    for frame in (0, 17, 40):  # a clip of one frame has that frame's mask
+        alone = draw(1, seed=5, seconds=SECONDS, size=64, window=(frame, frame + 1))
+        np.testing.assert_array_equal(moving.mask[frame], alone.mask)
+
+
 def test_mask_holds_the_mouth_of_every_frame():
     for index in range(10):
         clip = draw(index, seconds=SECONDS, size=64)

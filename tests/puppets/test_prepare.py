@@ -8,6 +8,7 @@ import pytest
 from tiny_avatar import make_avatar, tiny_config
 
 from mi_jax import cli
+from mi_jax.data.features import latent_mask
 from mi_jax.data.records import RecordSource
 from mi_jax.errors import InputError
 from mi_jax.puppets.clips import draw
@@ -49,6 +50,28 @@ def test_training_and_sampling_are_told_the_same(prepared, speakers):
     assert not np.asarray(trained.face_mask[:, speakers:]).any()
 
 
+def test_moving_masks_follow_the_face_latent_frame_by_latent_frame(prepared, tmp_path):
+    """Each is that of the video frames that its latents hold; their union over time is the mask of the whole clip."""
+    avatar, folder = prepared
+    options = {"seed": 5, "seconds": SECONDS, "size": SIZE}
+    prepare_puppets(avatar.encoders, tmp_path / "moving", 1, duets=1, first=3, moving_masks=True, **options)
+    moving, still = RecordSource(tmp_path / "moving"), RecordSource(folder)
+    assert (moving.meta["puppets"]["moving_masks"], still.meta["puppets"]["moving_masks"]) == (True, False)
+    for i, make in enumerate((draw, draw_duet)):
+        faces = make(3, moving_masks=True, **options).mask
+        faces = faces.reshape(i + 1, *faces.shape[-3:])
+        assert (faces != faces[:, :1]).any()
+        got, t = moving[i]["face_mask"], len(moving[i]["latents"])
+        for k in range(t):
+            frames = slice(4 * k - 3, 4 * k + 1) if k else slice(0, 1)
+            expected = [latent_mask(face[frames].any(0), 8) for face in faces]
+            np.testing.assert_array_equal(got[:, k], np.stack(expected))
+        assert got.shape[1] == t == (faces.shape[1] - 1) // 4 + 1
+        np.testing.assert_array_equal(got.max(1), still[i]["face_mask"])
+        for name in ("latents", "audio_hidden"):
+            np.testing.assert_array_equal(moving[i][name], still[i][name])
+
+
 @pytest.mark.parametrize("lacking", ["wav2vec2", "vision tower"])
 def test_encoders_without_ears_or_eyes_make_no_records(tmp_path, lacking):
     encoders = make_avatar().encoders
@@ -76,11 +99,12 @@ def test_sizes_that_do_not_divide_are_padded(tmp_path):
     config = tiny_config(height=30, width=30)
     make_avatar(config).save(tmp_path / "model")
     argv = ["prepare", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "records"), "--puppets", "1"]
-    assert cli.main([*argv, "--seconds", "0.2", "--workers", "1"]) == 0
+    assert cli.main([*argv, "--seconds", "0.2", "--workers", "1", "--moving-masks"]) == 0
     source = RecordSource(str(tmp_path / "records"))
     assert source.meta["puppets"]["size"] == 32
     record = source[0]
-    assert record["latents"].shape[1:3] == record["portrait"].shape[:2] == record["face_mask"].shape[1:] == (4, 4)
+    assert record["latents"].shape[1:3] == record["portrait"].shape[:2] == record["face_mask"].shape[2:] == (4, 4)
+    assert record["face_mask"].shape[:2] == (1, len(record["latents"]))
     assert config.padded_size == (32, 32)
 
 

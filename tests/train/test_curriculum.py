@@ -81,6 +81,27 @@ def test_speakers_keep_their_own_sound_and_place():
         cut_window(two, rng, length=9, mid_clip=0.0, speakers=1)
 
 
+def test_the_loss_takes_masks_that_move():
+    """Repeated for every frame, masks are those of the whole clip; elsewhere in another frame, they are not: neither
+    where audio acts nor where the error weighs."""
+    objective = CurriculumObjective(dit=TINY, records="", adaptive_weight=10.0, drop_each=0.0, drop_all=0.0)
+    model, loss = draw_weights(DiT, TINY, 0), jax.jit(objective.loss)
+    left = np.arange(4) < 2
+    halves = np.stack([np.broadcast_to(left if frame % 2 else ~left, (4, 4)) for frame in range(9)])
+    clip = record(np.random.default_rng(0)) | {"face_mask": halves[None].astype(np.float32)}
+    still = clip | {"face_mask": clip["face_mask"][:, 0]}
+
+    def parts(clip, moving):
+        window = cut_window(clip, np.random.default_rng(0), length=3, mid_clip=0.0, speakers=1, moving=moving)
+        total, parts = loss(model, {name: jnp.asarray(x)[None] for name, x in window.items()}, jax.random.key(1))
+        return np.asarray([total[0], parts["base"], parts["face"]])
+
+    np.testing.assert_allclose(parts(still, True), parts(still, False), rtol=1e-5)
+    moved = parts(clip, True)
+    assert np.isfinite(moved).all()
+    assert (np.abs(moved / parts(still, False) - 1) > 1e-4).all()
+
+
 def test_dataset_mixes_window_lengths_and_is_the_same_again(tmp_path):
     rng = np.random.default_rng(0)
     write_records(tmp_path / "records", [record(rng) for _ in range(8)])

@@ -44,9 +44,10 @@ def objective(**changes) -> DMD2Objective:
     return DMD2Objective(**base | changes)
 
 
-def batch(b: int = 2, t: int = 3) -> dict[str, jax.Array]:
+def batch(b: int = 2, t: int = 3, moving: bool = False) -> dict[str, jax.Array]:
     rng = np.random.default_rng(0)
-    cut = [cut_window(record(rng), rng, length=t, mid_clip=0.5, speakers=1) for _ in range(b)]
+    clips = [record(rng, moving=moving) for _ in range(b)]
+    cut = [cut_window(clip, rng, length=t, mid_clip=0.5, speakers=1) for clip in clips]
     return {name: jnp.asarray(np.stack([window[name] for window in cut])) for name in cut[0]}
 
 
@@ -126,13 +127,18 @@ def test_the_weights_follow_their_ramps():
     assert Ramp(start=0.0, end=0.0).is_zero
 
 
-def test_the_face_weighs_as_in_the_adaptive_loss():
-    given = batch()
+@pytest.mark.parametrize("moving", [False, True])
+def test_the_face_weighs_as_in_the_adaptive_loss(moving):
+    given = batch(moving=moving)
+    assert given["face_mask"].ndim == (4 if moving else 3)
     made = given["latents"].astype(jnp.float32)
     gradient = jax.random.normal(jax.random.key(0), made.shape)
     face = given["face_mask"].astype(jnp.float32)
     weighed = matching_loss(made, gradient, face_weights(face, made))
     np.testing.assert_allclose(weighed, adaptive_loss(0.5 * jnp.square(gradient), face), rtol=1e-4)
+    if not moving:
+        repeated = jnp.repeat(face[:, None], made.shape[1], axis=1)
+        np.testing.assert_allclose(face_weights(repeated, made), face_weights(face, made), rtol=1e-6)
 
 
 def test_guidance_is_drawn_for_each_example_inside_its_band():

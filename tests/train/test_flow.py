@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mi_jax.conditions import Conditions
-from mi_jax.train.flow import adaptive_loss, base_loss, condition_dropout, motion_loss, squared_error
+from mi_jax.train.flow import adaptive_loss, base_loss, condition_dropout, motion_loss, region_area, squared_error
 
 TOLD = Conditions(text_tokens=jnp.zeros((2, 1, 4)), text_mask=jnp.ones((2, 1), bool))
 
@@ -39,6 +40,24 @@ def test_adaptive_loss_scales_the_masked_sum_by_hw_over_area():
     region = (jax.random.uniform(jax.random.key(1), (1, 4, 4)) > 0.5).astype(jnp.float32)
     expected = np.mean(np.asarray(error) * np.asarray(region)[:, None, :, :, None]) * 16 / np.asarray(region).sum()
     np.testing.assert_allclose(adaptive_loss(error, region)[0], expected, rtol=1e-5)
+
+
+def test_adaptive_loss_is_the_mean_over_all_that_a_moving_face_marks():
+    """In time and space: one place of frame 0 and three of frame 2, (7 + 3 * 5) / 4; a frame without any has no say."""
+    error = jnp.ones((2, 3, 4, 4, 5)).at[:, 0, 1, 1].set(7.0).at[:, 2, 0, :3].set(5.0).at[:, 1].set(100.0)
+    region = jnp.zeros((2, 3, 4, 4)).at[0, 0, 1, 1].set(1.0).at[0, 2, 0, :3].set(1.0).at[1, 0, 1, 1].set(1.0)
+    np.testing.assert_allclose(adaptive_loss(error, region), [(7 + 3 * 5) / 4, 7.0], rtol=1e-6)
+    np.testing.assert_allclose(adaptive_loss(error, jnp.zeros((2, 3, 4, 4))), 0.0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.02])  # 0.02: less than one place in all
+def test_a_region_that_is_repeated_for_every_frame_is_one_that_does_not_move(scale):
+    error = jax.random.uniform(jax.random.key(0), (3, 5, 4, 4, 2))
+    region = scale * jax.random.bernoulli(jax.random.key(1), 0.4, (3, 4, 4)).astype(jnp.float32).at[2].set(0.0)
+    repeated = jnp.repeat(region[:, None], 5, axis=1)
+    np.testing.assert_allclose(region_area(repeated), region_area(region), rtol=1e-6)
+    np.testing.assert_allclose(adaptive_loss(error, repeated), adaptive_loss(error, region), rtol=1e-6)
+    assert adaptive_loss(error, region)[2] == 0
 
 
 def test_motion_loss_counts_places_by_how_far_they_are_from_the_portrait():

@@ -33,17 +33,17 @@ class Showing(CurriculumObjective):
         self.seen.append(sampled)
 
 
-def batch() -> dict[str, np.ndarray]:
+def batch(moving: bool = False) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     mask = lambda *shape: (rng.random(shape) < 0.5).astype(np.float32)  # noqa: E731
-    audio = TALKING.audio
+    audio, frames = TALKING.audio, (T,) if moving else ()
     return {
         "latents": normal(B, T, H, W, TALKING.latent_channels),
         "portrait": normal(B, H, W, TALKING.latent_channels),
         "is_start": mask(B),
-        "face_mask": mask(B, H, W),
-        "audio_mask": mask(B, 2, H, W),
+        "face_mask": mask(B, *frames, H, W),
+        "audio_mask": mask(B, 2, *frames, H, W),
         "audio_steps": normal(B, 2, 8 * T + 8, audio.layers, audio.input_dim),
         "text_tokens": normal(B, 5, TALKING.text_dim),
         "text_mask": np.arange(5)[None] < rng.integers(1, 6, B)[:, None],
@@ -85,7 +85,8 @@ def test_losses_gradients_and_parameters_are_the_same():
         assert np.mean(np.abs(np.asarray(two) - one) < 1e-5 + 1e-3 * np.abs(one)) > 0.98
 
 
-def test_products_of_bf16_have_gradients_on_a_mesh():
+@pytest.mark.parametrize("moving", [False, True])
+def test_products_of_bf16_have_gradients_on_a_mesh(moving):
     """Every device rounds for itself what all have alike. Traced alone: the sums are those above."""
     silent = dataclasses.replace(OBJECTIVE, dit=dataclasses.replace(SHALLOW, audio=None))
     for learner in (OBJECTIVE, silent):
@@ -100,7 +101,7 @@ def test_products_of_bf16_have_gradients_on_a_mesh():
         mesh = make_mesh(data=4, seq=2)
         with jax.set_mesh(mesh):
             state = jax.eval_shape(partial(init_state, config), shard_parameters(params, mesh), jax.random.key(1))
-            given = jax.tree.map(lambda x: jax.device_put(x, P("data")), batch())
+            given = jax.tree.map(lambda x: jax.device_put(x, P("data")), batch(moving))
             text = make_step(config, graph).lower(state, {}, given).as_text()
         assert "bf16" in text
 

@@ -19,7 +19,7 @@ from mi_jax.train.objective import TrainConfig
 from mi_jax.train.pool import pool_on
 from mi_jax.train.state import init_state, make_steps, split_model
 from mi_jax.train.turns import OptimizerConfig
-from mi_jax.train.windows import cut_window, cut_windows, draw_windows, stack_clips
+from mi_jax.train.windows import cut_window, cut_windows, draw_windows, masks_move, stack_clips
 
 CLIPS = [(5, 1), (9, 2), (7, 1), (5, 2)]  # latent frames, speakers
 SPEAKERS = 3
@@ -46,17 +46,29 @@ def pool(sources):
 
 
 def host_window(clip, start, everywhere, **given):
-    """`cut_window`'s, of the generator that draws this start."""
+    """`cut_window`'s, of a generator that draws this start."""
     chances = {"mid_clip": float(start > 0), "whole_mask": float(everywhere)}
     windows = (cut_window(clip, np.random.default_rng(seed), **given, **chances) for seed in itertools.count())
     frames = clip["latents"][start : start + given["length"]]
     return next(window for window in windows if np.array_equal(window["latents"], frames))
 
 
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Clips of the same sizes, of which the second and the last have masks that move, and their two folders."""
+    rng, folder = np.random.default_rng(1), tmp_path_factory.mktemp("mixed")
+    clips = [record(rng, *size, moving=i % 2 == 1) for i, size in enumerate(CLIPS)]
+    write_records(folder / "a", clips[:3])
+    write_records(folder / "b", clips[3:])
+    return clips, [RecordSource(folder / name) for name in "ab"]
+
+
+@pytest.mark.parametrize("moving", [False, True])
 @pytest.mark.parametrize("speakers", [0, SPEAKERS])
 @pytest.mark.parametrize("length", [3, 5])
-def test_a_window_of_the_pool_is_that_of_the_record(clips, sources, length, speakers):
+def test_a_window_of_the_pool_is_that_of_the_record(clips, sources, mixed, length, speakers, moving):
     """Of every clip, from every start, to the bit and the dtype."""
+    clips, sources = mixed if moving else (clips, sources)
     pool = jax.tree.map(jnp.asarray, stack_clips(sources, longest_window=length, speakers=speakers))
     wanted = [
         (i, start, whole)
@@ -66,11 +78,45 @@ def test_a_window_of_the_pool_is_that_of_the_record(clips, sources, length, spea
     ]
     cut = jax.jit(cut_windows, static_argnames="length")(pool, *map(jnp.asarray, zip(*wanted)), length=length)
     for row, (i, start, whole) in enumerate(wanted):
-        expected = host_window(clips[i], start, whole, length=length, speakers=speakers)
+        expected = host_window(clips[i], start, whole, length=length, speakers=speakers, moving=moving)
         assert cut.keys() == expected.keys()
         for name, x in expected.items():
             assert cut[name].dtype == x.dtype
             np.testing.assert_array_equal(cut[name][row], x, err_msg=f"{name} of clip {i} from {start}")
+
+
+def test_masks_that_move_are_cut_as_the_latents_are_and_others_repeated(mixed):
+    (still, moving, *_), sources = mixed
+    assert masks_move(sources)
+    for start in (0, 2):
+        window = host_window(moving, start, False, length=4, speakers=SPEAKERS)
+        expected = moving["face_mask"][:, start : start + 4]
+        assert not np.array_equal(expected[:, 0], expected[:, 1])
+        np.testing.assert_array_equal(window["face_mask"], expected.max(0))
+        np.testing.assert_array_equal(window["audio_mask"][:2], expected)
+        assert not window["audio_mask"][2].any()
+    repeated, plain = (host_window(still, 1, False, length=4, speakers=2, moving=m) for m in (True, False))
+    for name in ("face_mask", "audio_mask"):
+        assert repeated[name].shape == (*plain[name].shape[:-2], 4, 4, 4)
+        np.testing.assert_array_equal(repeated[name], np.stack([plain[name]] * 4, axis=-3))
+
+
+def test_masks_of_another_length_than_the_latents_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    short = record(rng, moving=True)
+    short["face_mask"] = short["face_mask"][:, :7]
+    fault = "face_mask has 7 latent frames, its latents 9"
+    with pytest.raises(InputError, match=fault):
+        cut_window(short, rng, length=3, mid_clip=0.5, speakers=1)
+    with pytest.raises(InputError, match="face_mask has 2 axes"):
+        cut_window(short | {"face_mask": np.ones((4, 4), np.float32)}, rng, length=3, mid_clip=0.5, speakers=1)
+    write_records(tmp_path / "alone", [short])
+    write_records(tmp_path / "among", [record(rng), short])
+    with pytest.raises(InputError, match=fault):
+        stack_clips([RecordSource(tmp_path / "among")], longest_window=3, speakers=1)
+    objective = CurriculumObjective(dit=TINY, records=str(tmp_path / "alone"), windows=((3, 2),))
+    with pytest.raises(InputError, match="alone: its face masks have 7 latent frames, its latents 9"):
+        objective.dataset(0)
 
 
 def test_a_pool_keeps_the_records_dtypes_and_each_clips_length(clips, pool):
@@ -131,7 +177,9 @@ def test_what_does_not_fit_a_window_or_the_speakers_is_refused(sources):
         stack_clips(sources, longest_window=5, speakers=1)
 
 
-def test_the_objective_draws_each_of_its_kinds_as_its_dataset_gives_them(sources):
+@pytest.mark.parametrize("moving", [False, True])
+def test_the_objective_draws_each_of_its_kinds_as_its_dataset_gives_them(sources, mixed, moving):
+    sources = mixed[1] if moving else sources
     objective = CurriculumObjective(
         dit=TINY, records=tuple(str(source.directory) for source in sources), speakers=2, windows=((3, 4), (4, 2)),
         window_weights=(0.7, 0.3),
@@ -143,6 +191,7 @@ def test_the_objective_draws_each_of_its_kinds_as_its_dataset_gives_them(sources
     read = {len(batch["latents"]): batch for batch in map(objective.dataset(0).__getitem__, range(12))}
     for kind in kinds:
         batch = read[len(kind["latents"])]
+        assert batch["audio_mask"].ndim == (5 if moving else 4)
         assert {name: (x.shape, x.dtype) for name, x in kind.items()} == {
             name: (x.shape, x.dtype) for name, x in batch.items()
         }
