@@ -223,7 +223,7 @@ def test_a_speaker_of_several_sounds_is_silent_between(avatar):
     expected = np.zeros(len(joined))
     expected[said_there] = (joined[said_there] - both.mean()) / both.std()
     np.testing.assert_allclose(heard[: len(joined)], expected, atol=1e-3)
-    with pytest.raises(InputError, match=r"voice 1: sound 2 begins at 0\.50 s, before sound 1 has ended \(0\.60 s\)"):
+    with pytest.raises(InputError, match=r"voice 1: sound 2 begins at 0\.50 s, before sound 1 has ended, at 0\.60 s"):
         avatar.animate(speakers=[Speaker([(0.0, one), (0.5, two)])], **told)
 
 
