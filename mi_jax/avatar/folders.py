@@ -19,7 +19,7 @@ from mi_jax.avatar.config import AvatarConfig
 from mi_jax.bounds import shown
 from mi_jax.data.features import Encoders
 from mi_jax.errors import InputError
-from mi_jax.files import reason
+from mi_jax.files import existing_file, reason
 from mi_jax.mesh import on_mesh, shard_parameters
 from mi_jax.models.clip import CLIPText, CLIPTextConfig
 from mi_jax.models.dit import DiT, DiTConfig
@@ -258,13 +258,17 @@ def holds_model(name: str | os.PathLike) -> bool:
 
 def weights_described(name: str | os.PathLike, lora: Sequence[Adaptation] = ()) -> list[list]:
     """[file, bytes, checksum of its end] of a model's weights and of files of factors with their weights: enough to
-    tell that they are no others than before, without reading them all."""
+    tell that they are no others than before, without reading them all.
+
+    Raises:
+      InputError: no such model, or no such file.
+    """
     folder = open_folder(name)
     files = sorted(folder.weights.glob("*.safetensors"))
     described = [[path.name, path.stat().st_size, _end_of(path)] for path in files]
     for entry in (*folder.lora, *lora):
         path, weight = entry if isinstance(entry, tuple) else (entry, 1.0)
-        path = pathlib.Path(path)
+        path = existing_file(path, "the file of LoRA factors")
         described.append([path.name, path.stat().st_size, _end_of(path), weight])
     return described
 

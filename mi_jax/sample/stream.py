@@ -75,10 +75,11 @@ class GivenNoise:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Held:
-    """The frames under way, each at a level of its own, and the sum of the velocities that it has been given there."""
+    """The frames under way [b r h w c], each at a level of its own, and the sum of the velocities that it has been given
+    there. (Shapes stand here, not in the types: JAX rebuilds this tree with tracers and abstract arrays for leaves.)"""
 
-    latents: Float[Array, "b r h w c"]
-    total: Float[Array, "b r h w c"]
+    latents: Any
+    total: Any
 
 
 def stream(
