@@ -75,7 +75,7 @@ class GivenNoise:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Held:
-    """The frames under way [b r h w c], each at a level of its own, and the sum of the velocities that it has been given
+    """The frames under way [b r h w c], each at a level of its own, and the sum of the velocities that it was given
     there. (Shapes stand here, not in the types: JAX rebuilds this tree with tracers and abstract arrays for leaves.)"""
 
     latents: Any
