@@ -324,7 +324,7 @@ def test_what_does_not_fit_is_said_by_how_much(config, capsys, monkeypatch):
     where = ["--topology", "cpu:1", "--sample", "32x48", "--latent-frames", "3"]
     assert cli.main(["plan", config, *where, "--guidance-audio", "0", "--guidance-text", "0"]) == 2
     table = capsys.readouterr().out
-    assert table.startswith("1 passes of 32x48, windows of 3 latent frames, 1 branches on cpu:1: 1 x simulated")
+    assert table.startswith("1 pass of 32x48, windows of 3 latent frames, 1 branches on cpu:1: 1 x simulated")
     assert re.search(r"all at the same time +[0-9.]+   MFU [0-9.]+%: the ceiling", table)
     peak = float(re.search(r"peak +([0-9.]+) GiB", table)[1])
     short = float(re.search(r"DOES NOT FIT: ([0-9.]+) GiB too many", table)[1])

@@ -97,8 +97,8 @@ def plan_sampling(
     passes = windows * config.steps
     with sampler_step(config, latent_frames, mesh, **options) as (lowered, arguments):
         made = make_plan(
-            f"{group} passes of {config.height}x{config.width}, windows of {min(window, latent_frames)} latent frames, "
-            f"{branches} branches",
+            f"{group} pass{'es' * (group != 1)} of {config.height}x{config.width}, "
+            f"windows of {min(window, latent_frames)} latent frames, {branches} branches",
             lowered,
             arguments,
             place,
