@@ -10,7 +10,6 @@ import json
 import os
 import pathlib
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
@@ -23,11 +22,12 @@ from mi_jax.data import video_files
 from mi_jax.data.pieces import PIECE
 from mi_jax.data.sound_track import SoundTrack
 from mi_jax.errors import InputError
-from mi_jax.files import PathLike, disk_faults_named, locked, written_beside
+from mi_jax.files import PathLike, disk_faults_named, locked, reason, written_beside
 from mi_jax.rates import FPS, SAMPLE_RATE
 
 SEGMENT = 250
 """Frames after which a segment may end."""
+REQUEST = "request.json"
 REORDERED = 2
 """How many frames later a frame may be shown than it is decoded: x264's references among its frames between."""
 
@@ -63,7 +63,13 @@ class GrowingVideo:
         self._open(resume)
 
     def _open(self, resume: bool) -> None:
-        left = self.folder / "request.json"
+        left = self.folder / REQUEST
+        try:
+            there = self.folder.exists()
+        except OSError as fault:  # a name that no file can have
+            raise InputError(f"{self.path}: cannot be written ({reason(fault)})") from None
+        if there and not left.is_file() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise InputError(f"{self.folder}: is there, and no unfinished video; move it away")
         if resume and not left.is_file():
             raise InputError(f"{self.path}: nothing to resume, there is no {self.folder}")
         found = kept_states(self.folder) if left.is_file() else []
@@ -73,38 +79,46 @@ class GrowingVideo:
                 "--resume goes on with it; or remove the folder"
             )
         if resume:
-            before = json.loads(left.read_text())
+            before = read_request(left)
             other = sorted(k for k in {*before, *self.request} if before.get(k) != self.request.get(k))
             if other:
                 raise InputError(f"{self.folder}: was made with other {', '.join(other)}; resume with the same")
-        with disk_faults_named(self.folder):
+        self._lock = contextlib.ExitStack()
+        try:
             self.folder.mkdir(exist_ok=True)
-            self._lock = contextlib.ExitStack()
             self._lock.enter_context(locked(self.folder, "a video"))
-            (self.folder / "request.json").write_text(json.dumps(self.request, indent=2))
-            before = self._take_over(found) if resume else None
-            for old in self.folder.glob("*.npz"):
-                if before is None or old.name != f"{self.marked}.npz":
-                    old.unlink()
-            self._container = self._new(self._file)
-            if before is not None:
-                self._copy(before)
-                before.unlink()
+            if not resume:
+                left.write_text(json.dumps(self.request, indent=2))
+            whole = self._take_over(found) if resume else False
+            for frames, path in kept_states(self.folder):
+                if frames > self.marked:
+                    path.unlink()
+            # What is there is copied to another file, which takes its place when it is whole.
+            new = self.folder / f"next{self.path.suffix}"
+            self._container = self._new(new)
+            if whole:
+                self._copy(self._file)
+            os.replace(new, self._file)
+        except OSError as fault:
+            self._lock.close()
+            raise InputError(f"{self.folder}: cannot be written ({reason(fault)})") from fault
+        except BaseException:
+            self._lock.close()
+            raise
 
-    def _take_over(self, found: list[tuple[int, pathlib.Path]]) -> pathlib.Path | None:
-        """The newest state whose frames are all in the file; the file is set aside."""
+    def _take_over(self, found: list[tuple[int, pathlib.Path]]) -> bool:
+        """Takes the newest state whose frames are all in the file; whether there is one."""
         whole = whole_frames(self._file) if self._file.is_file() else 0
         for frames, path in reversed(found):
-            if frames > whole:
-                continue
-            with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile):
-                with np.load(path) as arrays:
-                    self.state = dict(arrays)
-                self.frames = self.marked = frames
-                before = self.folder / f"before{self.path.suffix}"
-                os.replace(self._file, before)
-                return before
-        return None
+            if frames <= whole:
+                with contextlib.suppress(Exception):  # whatever a damaged file makes numpy raise
+                    with np.load(path) as arrays:
+                        self.state = dict(arrays)
+                    self.frames = self.marked = frames
+                    return True
+        if found:
+            video_files.log.warning("%s: none of what it holds can be gone on with; begun anew", self.folder)
+        return False
 
     @property
     def _file(self) -> pathlib.Path:
@@ -175,13 +189,16 @@ class GrowingVideo:
                 stream = video_files.add_video(out, (*self.size, 3), self.fps, self.crf)
                 sound = None if self.audio is None else video_files.add_sound(out, self.audio, self.sample_rate)
                 out.start_encoding()
-                written = 0
+                written, count = 0, 0
                 for packet in picture_packets(self._file, self.fps):
+                    count += 1
                     if sound is not None:
                         until = (packet.pts + 1) * self.sample_rate // self.fps
                         written = video_files.mux_sound(out, sound, self.audio, written, until)
                     packet.stream = stream
                     out.mux(packet)
+                if count < self.frames:
+                    raise InputError(f"{self._file}: holds {count} of the {self.frames} frames that were written to it")
                 if sound is not None:
                     while written < len(self.audio):
                         written = video_files.mux_sound(out, sound, self.audio, written, written + PIECE)
@@ -228,7 +245,18 @@ class GrowingVideo:
 
 def kept_states(folder: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
     """(frames before it, file) of every state in a folder, in order."""
-    return sorted((int(path.stem), path) for path in folder.glob("*.npz") if path.stem.isdigit())
+    return sorted((int(path.stem), path) for path in folder.glob("*.npz") if path.stem.isdigit() and path.is_file())
+
+
+def read_request(path: pathlib.Path) -> dict[str, Any]:
+    """Raises InputError: it is damaged."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # a JSONDecodeError or UnicodeDecodeError, too
+        said = None
+    if not isinstance(said, dict):
+        raise InputError(f"{path}: damaged; what it belongs to cannot be gone on with")
+    return said
 
 
 def picture_packets(path: pathlib.Path, fps: int) -> Iterator[Any]:

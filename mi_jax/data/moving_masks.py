@@ -30,7 +30,7 @@ def masks_over_time(mask: Any, name: str) -> Iterator[Bool[np.ndarray, "H W"]]:
     if isinstance(mask, PathLike):
         shown = 0
         for number, (picture, rate) in enumerate(video_files.each_frame(mask), 1):
-            while shown < round(number * FPS / rate):  # until the next picture is shown
+            while shown * rate / FPS < number - 1e-6:  # until the next picture is shown
                 yield picture.mean(axis=2) >= 128
                 shown += 1
         return

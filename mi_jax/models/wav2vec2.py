@@ -420,18 +420,23 @@ class RunningStates:
     def __init__(self, model: Wav2Vec2, *, chunk_seconds: float = 20.0, context_seconds: float = 0.5):
         hop, self.model = model.config.hop, model
         self.chunk, self.context = (round(seconds * SAMPLE_RATE / hop) for seconds in (chunk_seconds, context_seconds))
-        self.samples, self.first = np.zeros(0, np.float32), 0
-        """The sound that is kept, and how much was forgotten before it."""
+        self.samples, self.first, self._new = np.zeros(0, np.float32), 0, []
+        """The sound that is kept, and how much was forgotten before it; what came since."""
         self.ended = False
         self.moments = RunningMoments(len(model.convs[0].kernel[...]), model.convs[0].stride)
 
     @property
     def num_samples(self) -> int:
         """That have arrived."""
-        return self.first + len(self.samples)
+        return self.first + len(self.samples) + sum(map(len, self._new))
+
+    @property
+    def waiting(self) -> int:
+        """Of these, those that no read has needed yet."""
+        return self.num_samples - self.moments.count
 
     def feed(self, samples: Float[np.ndarray, "n"]) -> None:
-        self.samples = np.concatenate([self.samples, samples.astype(np.float32)])
+        self._new.append(samples.astype(np.float32))
 
     @property
     def num_steps(self) -> int:
@@ -446,6 +451,7 @@ class RunningStates:
         Raises ValueError for steps that have not arrived, or that lie further back than is kept.
         """
         config = self.model.config
+        self.samples, self._new = np.concatenate([self.samples, *self._new]), []
         states = np.zeros((stop - start, config.num_hidden_states, config.width), np.float32)
         first, last = max(start, 0), min(stop, self.num_steps)
         if stop > last and not self.ended:

@@ -59,6 +59,7 @@ from mi_jax.sample.stream import Arriving, FrameNoise, GivenNoise, stream
 from mi_jax.sample.windows import check_overlap, plan_windows
 from mi_jax.weights.factors import Adaptation
 
+LIVE_WINDOW = 112  # latent frames: wav2vec2 hears the last 20 s of a sound that is still arriving
 AUDIO_CHUNK = 64  # latent frames whose audio windows are in memory at a time
 
 log = logging.getLogger("mi_jax")
@@ -189,6 +190,10 @@ class Avatar:
         live = any(is_live(speaker.audio) for speaker in speakers)
         if live and order == "level":
             raise InputError('order "level" needs the length of the video before it begins')
+        if live and window > LIVE_WINDOW:
+            raise InputError(
+                f"window is {window}: of voices that are still arriving at most {LIVE_WINDOW} latent frames"
+            )
         voices = [
             speaker.audio if is_live(speaker.audio) else read_voice(speaker.audio, f"voice {i}", seconds)
             for i, speaker in enumerate(speakers, 1)
@@ -285,7 +290,7 @@ class Avatar:
 
         seconds: of the video at most. stall: seconds without sound after which a voice is given up.
         """
-        pieces = [voice if isinstance(voice, Iterator) else iter([voice]) for voice in voices]
+        pieces = [_pieces_of(voice) for voice in voices]
         sounds = [LiveSound(piece, f"voice {i}", stall) for i, piece in enumerate(pieces, 1)]
         return LiveListening(
             self._over_time(portrait, masks, prompt),
@@ -483,6 +488,16 @@ class _NoiseAndPortrait:
 
     def window(self, start: int, length: int) -> Array:
         return add_noise(self.portrait[:, None], self.noise.window(start, length), jnp.float32(1 - self.share))
+
+
+def _pieces_of(voice: Any) -> Iterator[Any]:
+    """A voice as one that arrives."""
+    if isinstance(voice, Iterator):
+        return voice
+    if not isinstance(voice, Utterances):
+        return iter([voice])
+    ends = (0, *(start + len(said) for start, said in voice))
+    return (part for end, (start, said) in zip(ends, voice) for part in (np.zeros(start - end, np.float32), said))
 
 
 @jax.jit

@@ -1,5 +1,6 @@
 """What the denoiser is told of a long video: window by window, with audio tokens made where a window asks for them."""
 
+import contextlib
 import dataclasses
 import queue
 import threading
@@ -18,6 +19,9 @@ from mi_jax.models.audio_encoder import FRAMES as VIDEO_FRAMES
 from mi_jax.models.audio_encoder import audio_steps
 from mi_jax.models.wav2vec2 import RunningStates
 from mi_jax.rates import FPS, SAMPLE_RATE
+
+READ_AHEAD = 30 * SAMPLE_RATE
+"""Samples of a sound that is still arriving which are taken before they are needed."""
 
 
 @runtime_checkable
@@ -63,8 +67,10 @@ def in_force(fixed: Sequence[tuple[int, Conditions]], start: int, length: int) -
     held = [conditions for first, conditions in fixed if first <= start + length // 2][-1]
     told = held.window(start, length)
     if held.face_mask is not None and held.face_mask.ndim == 5:
-        frames = np.minimum(start + np.arange(length), held.face_mask.shape[2] - 1)
-        told = dataclasses.replace(told, face_mask=jnp.asarray(np.asarray(held.face_mask)[:, :, frames]))
+        total = held.face_mask.shape[2]
+        if start + length > total:  # what was cut is the last frames
+            frames = np.minimum(start + np.arange(length), total - 1) - max(0, total - length)
+            told = dataclasses.replace(told, face_mask=jnp.asarray(np.asarray(told.face_mask)[:, :, frames]))
     return told
 
 
@@ -79,17 +85,31 @@ class LiveSound:
 
     def __init__(self, pieces: Iterable[Any], name: str, stall: float = 60.0):
         self.name, self.stall = name, stall
-        self._queue: queue.Queue[Any] = queue.Queue()
+        self._queue: queue.Queue[Any] = queue.Queue(maxsize=64)  # a source that is faster waits
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._take, args=(iter(pieces),), daemon=True)
         self._thread.start()
 
     def _take(self, pieces: Iterator[Any]) -> None:
         try:
             for piece in pieces:
-                self._queue.put(mono(samples_from(piece, self.name)))
-            self._queue.put(None)
+                if self._closed.is_set():
+                    return
+                if np.size(piece):  # microphones give empty ones, too
+                    self._put(mono(samples_from(piece, self.name)))
+            self._put(None)
         except BaseException as fault:  # whatever the source raises is the reader's to see
-            self._queue.put(fault)
+            self._put(fault)
+
+    def _put(self, piece: Any) -> None:
+        while not self._closed.is_set():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(piece, timeout=0.2)
+                return
+
+    def close(self) -> None:
+        """No more is taken from the source."""
+        self._closed.set()
 
     def next(self, wait: bool) -> np.ndarray | Literal["nothing"] | None:
         """The next piece; None: the sound has ended; "nothing": none has come yet, and it was not to be waited for.
@@ -125,7 +145,7 @@ class LiveListening:
         lead_in: int = 0,
     ):
         self.fixed, self.voices, self.encode, self.lead_in = fixed, voices, encode, lead_in
-        self.most = None if seconds is None else round(seconds * SAMPLE_RATE)
+        self.most = None if seconds is None else round(max(seconds, 1 / FPS) * SAMPLE_RATE)
 
     @property
     def video_frames(self) -> int | None:
@@ -136,8 +156,9 @@ class LiveListening:
 
     def known(self, frames: int | None = None) -> tuple[int, bool]:
         if frames is None:
-            while any(self._hear(states, sound, wait=False) for states, sound in self.voices):
-                pass
+            for states, sound in self.voices:
+                while states.waiting < READ_AHEAD and self._hear(states, sound, wait=False):
+                    pass
         else:
             for states, sound in self.voices:
                 while not states.ended and self._heard(states) < frames:
@@ -164,8 +185,10 @@ class LiveListening:
         if piece is not None:
             states.feed(piece if self.most is None else piece[: max(0, self.most - states.num_samples)])
         states.ended = piece is None or (self.most is not None and states.num_samples >= self.most)
-        if states.ended and not states.num_samples:
-            raise InputError(f"{sound.name}: ended without a single sample")
+        if states.ended:
+            sound.close()
+            if not states.num_samples:
+                raise InputError(f"{sound.name}: ended without a single sample")
         return True
 
     @staticmethod

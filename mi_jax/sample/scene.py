@@ -69,10 +69,11 @@ def read_scene(path: PathLike) -> Scene:
         said = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as fault:
         raise InputError(f"{path}: cannot be read ({reason(fault)})") from None
-    except (yaml.YAMLError, RecursionError) as fault:
+    except (yaml.YAMLError, RecursionError, ValueError) as fault:  # ValueError: a date or number that is none
         mark = getattr(fault, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
-        raise InputError(f"{path}{where}: no YAML ({getattr(fault, 'problem', None) or 'too deep'})") from None
+        what = getattr(fault, "problem", None) or next(iter(str(fault).splitlines()), "too deep")
+        raise InputError(f"{path}{where}: no YAML ({what})") from None
     return _Reader(path).scene(said)
 
 
@@ -155,6 +156,8 @@ class _Reader:
         self.check(fault_of(float, said, f"{where}: from"))
         if said < 0:
             raise self.fault(f"{where}: from is {said:g}, before the start")
+        if said:
+            self.check(fault_of(Seconds, said, f"{where}: from"))
         return float(said)
 
     def check(self, fault: str | None) -> None:

@@ -243,6 +243,8 @@ class Stream(Iterator):
 
 
 def _like(x: Array, saved: np.ndarray) -> Array:
+    """What was kept, where `x` is; of another group of passes it may hold more frames, or fewer."""
+    saved = np.pad(saved, [(0, max(0, x.shape[i] - saved.shape[i]) if i == 1 else 0) for i in range(saved.ndim)])
     return jax.device_put(saved.astype(x.dtype), x.sharding)
 
 

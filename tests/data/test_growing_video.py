@@ -174,6 +174,72 @@ def test_an_unfinished_video_is_not_thrown_away_nor_gone_on_with_as_another(tmp_
     assert json.loads((tmp_path / "a.mp4.partial" / "request.json").read_text()) == {"seed": 1}
 
 
+def test_a_resume_that_is_broken_off_loses_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "a.mp4"
+    with pytest.raises(KeyboardInterrupt):
+        broken_off(path, 110)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GrowingVideo, "_copy", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make(path, resume=True)
+    with make(path, resume=True) as video:
+        assert video.frames == 105
+
+
+@pytest.mark.parametrize("damage", ["empty state", "state that is a folder", "no video"])
+def test_what_is_damaged_is_gone_on_with_from_before(tmp_path, damage, caplog):
+    path, folder = tmp_path / "a.mp4", tmp_path / "a.mp4.partial"
+    with pytest.raises(KeyboardInterrupt):
+        broken_off(path, 110)
+    if damage == "empty state":
+        (folder / "105.npz").write_bytes(b"")
+    elif damage == "state that is a folder":
+        (folder / "700.npz").mkdir()
+    else:
+        (folder / "video.mp4").unlink()
+    with make(path, resume=True) as video:
+        assert video.frames == {"empty state": 84, "state that is a folder": 105, "no video": 0}[damage]
+        assert ("begun anew" in caplog.text) == (damage == "no video")
+
+
+@pytest.mark.parametrize("text", [b"", b"[1]", b"\xff\xfe"])
+def test_a_request_that_is_damaged(tmp_path, text):
+    with pytest.raises(KeyboardInterrupt):
+        broken_off(tmp_path / "a.mp4", 50)
+    (tmp_path / "a.mp4.partial" / "request.json").write_bytes(text)
+    with pytest.raises(InputError, match=r"request\.json: damaged"):
+        make(tmp_path / "a.mp4", resume=True)
+
+
+def test_what_is_not_ours_is_left_alone(tmp_path):
+    folder = tmp_path / "a.mp4.partial"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="is there, and no unfinished video; move it away"):
+        make(tmp_path / "a.mp4")
+    assert (folder / "mine.txt").read_text() == "mine"
+    (tmp_path / "b.mp4.partial").write_text("a file")
+    with pytest.raises(InputError, match="is there, and no unfinished video"):
+        make(tmp_path / "b.mp4")
+    with pytest.raises(InputError, match="cannot be written"):
+        make(tmp_path / ("x" * 245 + ".mp4"))
+
+
+def test_frames_that_are_lost_at_the_end_are_said(tmp_path):
+    with make(tmp_path / "a.mp4") as video:
+        grow(video, 125)
+        video._end_segment()
+        video._container.close()
+        part = tmp_path / "a.mp4.partial" / "video.mp4"
+        os.truncate(part, part.stat().st_size // 2)
+        with pytest.raises(InputError, match=r"video\.mp4: holds \d+ of the 125 frames"):
+            video.finish()
+
+
 def test_two_writers_of_one_video(tmp_path):
     with make(tmp_path / "a.mp4") as video:
         with pytest.raises(InputError, match="a video is under way there"):

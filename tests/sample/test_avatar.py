@@ -177,6 +177,36 @@ def test_frames_come_while_it_is_still_spoken(avatar):
         assert sum(map(len, pieces)) in range(180, 200)
 
 
+def test_a_source_without_end_waits_and_is_let_go(avatar):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield np.zeros(0, np.float32)
+            yield voice(0.5)
+
+    told = {"window": 4, "overlap": 3, "steps": 1}
+    pieces = avatar.stream(portrait(), [Speaker(endless())], **told)
+    assert len(next(pieces)) >= 1
+    assert len(taken) < 64 + 60 + 20  # the queue's, what is read ahead, what was needed
+    taken.clear()
+    assert sum(map(len, avatar.stream(portrait(), [Speaker(endless())], seconds=1.0, **told))) == 25
+    time.sleep(0.5)
+    before = len(taken)
+    time.sleep(0.5)
+    assert len(taken) == before
+
+
+def test_sounds_with_their_times_beside_one_that_arrives(avatar):
+    masks = np.zeros((2, 40, 48), bool)
+    masks[0, :, :20], masks[1, :, 28:] = True, True
+    speakers = [Speaker(spoken(voice(1.0), 800), masks[0]), Speaker([(0.1, voice(0.3)), (0.6, voice(0.2))], masks[1])]
+    assert sum(map(len, avatar.stream(portrait(), speakers, window=4, overlap=3, steps=1))) == 25
+    with pytest.raises(InputError, match="window is 150: of voices that are still arriving at most 112"):
+        avatar.stream(portrait(), [Speaker(spoken(voice(1.0), 800))], window=150)
+
+
 def test_voices_that_stall_end_or_fail(avatar):
     told = {"portrait": portrait(), "window": 4, "overlap": 3, "steps": 1}
     stalled = avatar.live_listening(

@@ -163,6 +163,17 @@ def test_a_stream_is_taken_up_where_it_was_left(order):
         np.testing.assert_array_equal(np.concatenate(chunks, axis=1), np.concatenate(whole, axis=1))
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (2, 3)])
+def test_a_stream_is_taken_up_with_another_number_of_passes_at_a_time(before, after):
+    """As on a machine of other devices: what is held then has another size."""
+    make = lambda group: stream(entangled, noise(84), SIGMAS, told(84), group=group, **SMALL)  # noqa: E731
+    whole, first, then = list(make(1)), make(before), make(after)
+    chunks = [next(first) for _ in range(5)]
+    then.restore(first.state())
+    made = np.concatenate([*chunks, *then], axis=1)
+    np.testing.assert_allclose(made, np.concatenate(whole, axis=1), atol=2e-6)
+
+
 def test_weights_of_a_velocity_are_arguments_of_the_program():
     scaled = lambda scale, latents, sigma, conditions: scale * entangled(latents, sigma, conditions)  # noqa: E731
     run = lambda scale: joined(  # noqa: E731
