@@ -101,6 +101,10 @@ class AvatarConfig:
             raise InputError(f"a video of {new.width}x{new.height} pixels cannot be made: at least {least} a side")
         return new
 
+    def latent_frames(self, frames: int) -> int:
+        """Of a video of so many frames shown."""
+        return -(-(self.lead_in + frames - 1) // self.vae.temporal_stride) + 1
+
     @property
     def padded_size(self) -> tuple[int, int]:
         """Height and width that VAE and patches divide."""

@@ -70,18 +70,17 @@ def animate(
       resume: go on with a video that an earlier run of the same command did not finish.
     """
     from mi_jax.avatar.folders import avatar_config, weights_described
-    from mi_jax.data import pictures, video_files
+    from mi_jax.data import video_files
     from mi_jax.data.detector import named_detector
     from mi_jax.data.growing_video import GrowingVideo
-    from mi_jax.files import digest, refuse_inputs
+    from mi_jax.files import refuse_inputs
     from mi_jax.mesh import take_devices
-    from mi_jax.models.prompts import check_prompt
-    from mi_jax.rates import FPS, SAMPLE_RATE
-    from mi_jax.sample import avatar, inputs
+    from mi_jax.rates import FPS
+    from mi_jax.sample import avatar
+    from mi_jax.sample.inputs import Speaker
+    from mi_jax.sample.request import read_request
     from mi_jax.sample.save import sound_of
     from mi_jax.sample.scene import read_scene
-    from mi_jax.sample.sizes import check_device_memory
-    from mi_jax.sample.windows import check_overlap
 
     # Whatever can be wrong is found before a model is loaded: a mistake costs a second, not a minute.
     video_files.check_video_path(out)
@@ -96,57 +95,32 @@ def animate(
             raise InputError("--mask, but no PORTRAIT before it: --mask comes after PORTRAIT and AUDIO")
         if mask and len(mask) != len(audio):
             raise InputError(f"{len(mask)} masks for {len(audio)} voices: give one --mask picture per voice, or none")
-        check_prompt(prompt)
-        speakers = [inputs.Speaker(*both) for both in zip(audio, mask or [None] * len(audio), strict=True)]
+        speakers = [Speaker(*both) for both in zip(audio, mask or [None] * len(audio), strict=True)]
         prompts, files = prompt, [portrait, *audio, *mask]
-    options = {
-        "steps": steps,
-        "guidance_audio": guidance_audio,
-        "guidance_text": guidance_text,
-        "height": height,
-        "width": width,
-    }
-    config = avatar_config(model).replace(**options)
-    inputs.check_request(config, portrait=portrait is not None, voices=len(speakers), seconds=seconds, seed=seed)
-    check_overlap(window, overlap)
-    given = [speaker.mask for speaker in speakers]
+    config, given = avatar_config(model), [speaker.mask for speaker in speakers]
     if speakers and all(one is None for one in given):
         named_detector(face_model)
     take_devices(devices, seq)
     adaptations = adaptations_of(lora)
     refuse_inputs(out, *files, *(path for path, _ in adaptations))
-    pixels = None if portrait is None else pictures.read_image(portrait)
-    voices = [
-        inputs.read_voice(speaker.audio, f"voice {i}" if scene else str(speaker.audio), seconds)
-        for i, speaker in enumerate(speakers, 1)
-    ]
-    longest = max(map(len, voices), default=0) / SAMPLE_RATE
-    frames = inputs.num_frames(longest if seconds is None else seconds)
-    video_files.check_space(out, frames, config.height, config.width)
-    check_device_memory(config, frames, window, overlap, order)
-    masks = inputs.find_masks(config, pixels, given, face_model, frames) if voices else []
-    settings = {"seed": seed, "window": window, "overlap": overlap, "order": order}
-    made_of = {
-        "portrait": None if pixels is None else digest(pixels),
-        "audio": [inputs.digest_of(voice) for voice in voices],
-        "mask": [inputs.digest_of(mask) for mask in masks],
-        "prompt": prompts,
-        "seconds": frames / FPS,
-        "model": {"config": repr(config), "files": weights_described(model, adaptations)},
-    }
-    track, rate = sound_of(speakers or None, frames)
-    size = config.height, config.width
-    with GrowingVideo(out, *size, track, sample_rate=rate, request=made_of | settings, resume=resume) as growing:
-        loaded = avatar.load(model, lora=adaptations, devices=devices, seq=seq)
-        heard = [inputs.Speaker(voice, mask) for voice, mask in zip(voices, masks)]
-        with ProgressBar("denoising", "pass") as bar:
-            video = loaded.stream(pixels, heard, prompts, seconds=seconds, progress=bar, **settings, **options)
+    with ProgressBar("denoising", "pass") as bar:
+        asked = read_request(
+            config, portrait, speakers, prompts, seed=seed, steps=steps, window=window, overlap=overlap, order=order,
+            guidance_audio=guidance_audio, guidance_text=guidance_text, seconds=seconds, height=height, width=width,
+            face_model=face_model, progress=bar, out=out,
+        )  # fmt: skip
+        config, frames = asked.config, asked.frames
+        described = asked.described() | {"model": weights_described(model, adaptations)}
+        track, rate = sound_of(speakers or None, frames)
+        size = config.height, config.width
+        with GrowingVideo(out, *size, track, sample_rate=rate, request=described, resume=resume) as growing:
+            video = avatar.load(model, lora=adaptations, devices=devices, seq=seq).make(asked)
             if growing.state is not None:
                 video.restore(growing.state)
             for piece in video:
                 growing.write(piece)
                 if growing.segment_is_long:
                     growing.keep(video.state())
-        growing.finish()
+            growing.finish()
     height, width = video_files.written_size(config.height, config.width)
     print(f"{out}: {frames / FPS:.2f} s, {frames} frames of {width}x{height}")

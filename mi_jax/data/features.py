@@ -14,11 +14,12 @@ from einops import reduce
 from jaxtyping import Array, Bool, Float, UInt8
 from PIL import Image
 
+from mi_jax.models.hidden_states import hidden_states
 from mi_jax.models.mllm import MLLM
 from mi_jax.models.prompts import Prompter
 from mi_jax.models.tiling import encode_latents
 from mi_jax.models.vae import VAE
-from mi_jax.models.wav2vec2 import Wav2Vec2, hidden_states
+from mi_jax.models.wav2vec2 import Wav2Vec2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,9 +18,9 @@ from jaxtyping import Array, Float, UInt8
 
 from mi_jax.avatar.config import AvatarConfig
 from mi_jax.avatar.folders import load_models, save_avatar
-from mi_jax.bounds import fault_of, shown
+from mi_jax.bounds import shown
 from mi_jax.conditions import Conditions
-from mi_jax.data import pictures, sound
+from mi_jax.data import pictures
 from mi_jax.data.features import Encoders, portrait_latents, prompt_features
 from mi_jax.data.utterances import Utterances
 from mi_jax.diffusion import add_noise
@@ -29,37 +29,21 @@ from mi_jax.files import PathLike
 from mi_jax.mesh import make_mesh, on_mesh, shard_parameters, take_devices
 from mi_jax.models.audio_encoder import cut_audio
 from mi_jax.models.dit import DiT, DiTConfig
+from mi_jax.models.hidden_states import HiddenStates, RunningStates, filled_length, hidden_states
 from mi_jax.models.tiling import Decoder
-from mi_jax.models.wav2vec2 import HiddenStates, RunningStates, filled_length, hidden_states
-from mi_jax.rates import FPS, SAMPLE_RATE
+from mi_jax.rates import FPS
 from mi_jax.sample.frames import Frames, Latents
 from mi_jax.sample.guidance import Guidance
-from mi_jax.sample.inputs import (
-    Masks,
-    Portrait,
-    Prompts,
-    Sound,
-    Speaker,
-    check_options,
-    check_request,
-    find_masks,
-    is_live,
-    latent_masks,
-    num_frames,
-    read_portrait,
-    read_prompts,
-    read_speakers,
-    read_voice,
-)
+from mi_jax.sample.inputs import Masks, Portrait, Prompts, Sound, Speaker, latent_masks
 from mi_jax.sample.layout import group_size, mesh_shape
-from mi_jax.sample.listening import Listening, LiveListening, LiveSound
+from mi_jax.sample.listening import Listening, LiveListening, LiveSound, pieces_of
 from mi_jax.sample.order import Order
-from mi_jax.sample.sizes import check_array_memory, check_device_memory
+from mi_jax.sample.request import Request, read_request
+from mi_jax.sample.sizes import check_array_memory
 from mi_jax.sample.stream import Arriving, FrameNoise, GivenNoise, stream
-from mi_jax.sample.windows import check_overlap, plan_windows
+from mi_jax.sample.windows import plan_windows
 from mi_jax.weights.factors import Adaptation
 
-LIVE_WINDOW = 112  # latent frames: wav2vec2 hears the last 20 s of a sound that is still arriving
 AUDIO_CHUNK = 64  # latent frames whose audio windows are in memory at a time
 
 log = logging.getLogger("mi_jax")
@@ -127,103 +111,44 @@ class Avatar:
         Raises:
           InputError: a file or an argument cannot be used; the message names it.
         """
-        request = self._request(
-            portrait, speakers, prompt, seed=seed, window=window, overlap=overlap, order=order, seconds=seconds,
-            face_model=face_model, progress=progress, steps=steps, guidance_audio=guidance_audio,
-            guidance_text=guidance_text, height=height, width=width,
+        request = read_request(
+            self.config, portrait, speakers, prompt, seed=seed, steps=steps, window=window, overlap=overlap,
+            order=order, guidance_audio=guidance_audio, guidance_text=guidance_text, seconds=seconds, height=height,
+            width=width, face_model=face_model, progress=progress,
         )  # fmt: skip
         if request.frames is not None:
             check_array_memory(request.config, request.frames)
-        return np.concatenate(list(self._run(request)))
+        return np.concatenate(list(self.make(request)))
 
     def stream(
         self,
         portrait: Portrait | None = None,
         speakers: Sequence[Speaker | Sound] | Speaker | Sound | None = (),
         prompt: str | Prompts | None = "",
-        *,
-        seed: int = 0,
-        steps: int | None = None,
-        window: int = 33,
-        overlap: int = 8,
-        order: Order = "wavefront",
-        guidance_audio: float | None = None,
-        guidance_text: float | None = None,
-        seconds: float | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        face_model: PathLike | None = None,
-        progress: Callable[[int, int | None], None] | None = None,
+        **options: Any,
     ) -> Frames:
         """The frames of `animate`'s video, a few at a time, as soon as they are final: for hours of video, or to show
-        it while it is made. Memory and the time to the first frames do not grow with the length. Arguments as there.
+        it while it is made. Memory and the time to the first frames do not grow with the length.
 
         A speaker's `audio` may be an iterator of samples that are still arriving: frames come as soon as the sound does
         that they need, some windows ahead (docs/long-video.md), and the video ends with the last voice.
 
-        The iterator's place can be kept and taken up again (`Frames`).
+        The iterator's place can be kept and taken up again (`Frames`). options: those of `animate`.
 
         Raises:
           InputError: as there, when it is called.
         """
-        return self._run(
-            self._request(
-                portrait, speakers, prompt, seed=seed, window=window, overlap=overlap, order=order, seconds=seconds,
-                face_model=face_model, progress=progress, steps=steps, guidance_audio=guidance_audio,
-                guidance_text=guidance_text, height=height, width=width,
-            )
-        )  # fmt: skip
+        return self.make(read_request(self.config, portrait, speakers, prompt, **options))
 
-    def _request(
-        self, portrait, speakers, prompt, *, seed, window, overlap, order, seconds, face_model, progress, **options
-    ) -> "_Request":
-        """What `animate` is asked for, read and checked, before anything is computed."""
-        speakers, prompts = read_speakers(speakers), read_prompts(prompt)
-        check_options(face_model=face_model, progress=progress)
-        fault = fault_of(Order, order, "order")
-        if fault:
-            raise InputError(fault)
-        config = self.config.replace(**options)
-        check_request(config, portrait=portrait is not None, voices=len(speakers), seconds=seconds, seed=seed)
-        check_overlap(window, overlap)
-        pixels = None if portrait is None else read_portrait(portrait)
-        live = any(is_live(speaker.audio) for speaker in speakers)
-        if live and order == "level":
-            raise InputError('order "level" needs the length of the video before it begins')
-        if live and window > LIVE_WINDOW:
-            raise InputError(
-                f"window is {window}: of voices that are still arriving at most {LIVE_WINDOW} latent frames"
-            )
-        voices = [
-            speaker.audio if is_live(speaker.audio) else read_voice(speaker.audio, f"voice {i}", seconds)
-            for i, speaker in enumerate(speakers, 1)
-        ]
-        heard_already = [(i, voice) for i, voice in enumerate(voices, 1) if not is_live(voice)]
-        longest = max((len(voice) for _, voice in heard_already), default=0) / SAMPLE_RATE
-        frames = None if live else num_frames(longest if seconds is None else seconds)
-        for i, heard in heard_already:
-            for said in heard.sounds if isinstance(heard, Utterances) else [heard]:
-                for remark in sound.remarks(said, f"voice {i}"):
-                    log.warning("%s", remark)
-        masks = []
-        if speakers:
-            given = [speaker.mask for speaker in speakers]
-            masks = find_masks(config, pixels, given, face_model, frames)
-        return _Request(
-            config=config, portrait=pixels, voices=voices, masks=masks, prompts=prompts, frames=frames, seconds=seconds,
-            seed=seed, window=window, overlap=overlap, order=order, progress=progress,
-        )  # fmt: skip
-
-    def _run(self, request: "_Request") -> Frames:
+    def make(self, request: Request) -> Frames:
+        """The frames of a video that was read and checked before (`read_request`, of this avatar's config)."""
         avatar, config = dataclasses.replace(self, config=request.config), request.config
-        frames = request.frames or num_frames(request.seconds or 3600.0)
-        check_device_memory(config, frames, request.window, request.overlap, request.order)
         scene = (request.portrait, request.masks, request.voices, request.prompts)
         if request.frames is None:
             told = avatar.live_listening(*scene, seconds=request.seconds)
             end = lambda: told.video_frames and config.lead_in + told.video_frames  # noqa: E731
         else:
-            told = avatar.listening(*scene, request.latent_frames)
+            told = avatar.listening(*scene, config.latent_frames(request.frames))
             end = lambda: config.lead_in + request.frames  # noqa: E731
         latents = avatar.denoise_stream(
             told,
@@ -232,7 +157,7 @@ class Avatar:
             window=request.window,
             overlap=request.overlap,
             order=request.order,
-            weights=request.weights,
+            weights={"audio": config.guidance_audio, "text": config.guidance_text},
             progress=request.progress,
         )
         return avatar.decode_stream(latents, config.lead_in, end)
@@ -290,8 +215,7 @@ class Avatar:
 
         seconds: of the video at most. stall: seconds without sound after which a voice is given up.
         """
-        pieces = [_pieces_of(voice) for voice in voices]
-        sounds = [LiveSound(piece, f"voice {i}", stall) for i, piece in enumerate(pieces, 1)]
+        sounds = [LiveSound(pieces_of(voice), f"voice {i}", stall) for i, voice in enumerate(voices, 1)]
         return LiveListening(
             self._over_time(portrait, masks, prompt),
             [(RunningStates(self.encoders.wav2vec2), sound) for sound in sounds],
@@ -451,33 +375,6 @@ class Avatar:
         return on_mesh(self.mesh)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Request:
-    """A video that can be made: what `animate` is asked for, read and checked."""
-
-    config: AvatarConfig
-    portrait: np.ndarray | None
-    voices: list[Any]
-    masks: Masks
-    prompts: list[tuple[float, str]]
-    frames: int | None
-    """None: voices are still arriving, and the video ends with them, or after `seconds`."""
-    seconds: float | None
-    seed: int
-    window: int
-    overlap: int
-    order: Order
-    progress: Callable[[int, int | None], None] | None
-
-    @property
-    def weights(self) -> dict[str, float]:
-        return {"audio": self.config.guidance_audio, "text": self.config.guidance_text}
-
-    @property
-    def latent_frames(self) -> int:
-        return -(-(self.config.lead_in + self.frames - 1) // self.config.vae.temporal_stride) + 1
-
-
 @dataclasses.dataclass(frozen=True)
 class _NoiseAndPortrait:
     """Noise that holds a share of the portrait."""
@@ -488,16 +385,6 @@ class _NoiseAndPortrait:
 
     def window(self, start: int, length: int) -> Array:
         return add_noise(self.portrait[:, None], self.noise.window(start, length), jnp.float32(1 - self.share))
-
-
-def _pieces_of(voice: Any) -> Iterator[Any]:
-    """A voice as one that arrives."""
-    if isinstance(voice, Iterator):
-        return voice
-    if not isinstance(voice, Utterances):
-        return iter([voice])
-    ends = (0, *(start + len(said) for start, said in voice))
-    return (part for end, (start, said) in zip(ends, voice) for part in (np.zeros(start - end, np.float32), said))
 
 
 @jax.jit

@@ -113,7 +113,7 @@ def check_options(*, face_model: Any, progress: Any) -> None:
     if not isinstance(face_model, PathLike | None):
         raise InputError(f"face_model is {shown(face_model)}, must be a file")
     if progress is not None and not callable(progress):
-        raise InputError(f"progress is {shown(progress)}, must be called with (steps done, steps)")
+        raise InputError(f"progress is {shown(progress)}, must be called with (passes done, passes)")
 
 
 def num_frames(seconds: float) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -13,11 +14,12 @@ from jaxtyping import Float
 
 from mi_jax.conditions import Conditions
 from mi_jax.data.samples import mono, samples_from
+from mi_jax.data.utterances import Utterances
 from mi_jax.errors import InputError
 from mi_jax.mesh import off_mesh
 from mi_jax.models.audio_encoder import FRAMES as VIDEO_FRAMES
 from mi_jax.models.audio_encoder import audio_steps
-from mi_jax.models.wav2vec2 import RunningStates
+from mi_jax.models.hidden_states import RunningStates
 from mi_jax.rates import FPS, SAMPLE_RATE
 
 READ_AHEAD = 30 * SAMPLE_RATE
@@ -26,7 +28,7 @@ READ_AHEAD = 30 * SAMPLE_RATE
 
 @runtime_checkable
 class Voice(Protocol):
-    """A speaker's wav2vec2 states, two for each video frame (`wav2vec2.HiddenStates`)."""
+    """A speaker's wav2vec2 states, two for each video frame (`models.hidden_states.HiddenStates`)."""
 
     def read(self, start: int, stop: int) -> Float[np.ndarray, "n l d"]:
         """Steps `start` .. `stop - 1`; those that are not of the voice are zero."""
@@ -96,7 +98,7 @@ class LiveSound:
                 if self._closed.is_set():
                     return
                 if np.size(piece):  # microphones give empty ones, too
-                    self._put(mono(samples_from(piece, self.name)))
+                    self._put(np.array(mono(samples_from(piece, self.name))))  # and fill the same memory again
             self._put(None)
         except BaseException as fault:  # whatever the source raises is the reader's to see
             self._put(fault)
@@ -128,6 +130,16 @@ class LiveSound:
         return piece
 
 
+def pieces_of(voice: Any) -> Iterator[Any]:
+    """A voice as one that arrives."""
+    if isinstance(voice, Iterator):
+        return voice
+    if not isinstance(voice, Utterances):
+        return iter([voice])
+    ends = (0, *(start + len(said) for start, said in voice))
+    return (part for end, (start, said) in zip(ends, voice) for part in (np.zeros(start - end, np.float32), said))
+
+
 class LiveListening:
     """Conditions of a video whose voices are still arriving, `stream.Arriving`. The video ends with the longest.
 
@@ -146,6 +158,8 @@ class LiveListening:
     ):
         self.fixed, self.voices, self.encode, self.lead_in = fixed, voices, encode, lead_in
         self.most = None if seconds is None else round(max(seconds, 1 / FPS) * SAMPLE_RATE)
+        for _, sound in voices:  # nobody reads it any more, and its thread keeps it alive
+            weakref.finalize(self, sound.close)
 
     @property
     def video_frames(self) -> int | None:

@@ -16,25 +16,25 @@ def array_bytes_of(config: AvatarConfig, frames: int) -> int:
 
 
 def device_bytes_of(
-    config: AvatarConfig, frames: int, window: int, overlap: int, order: Order = "wavefront", group: int = 1
+    config: AvatarConfig, frames: int | None, window: int, overlap: int, order: Order = "wavefront", group: int = 1
 ) -> int:
     """The least that the devices together must hold at once: the latents under way with the sum of their velocities,
     and of one window the tokens with what a block makes of them (queries, keys, values and the MLP's inside)."""
     height, width = (side // config.vae.spatial_stride for side in config.padded_size)
-    latent_frames = -(-(config.lead_in + frames - 1) // config.vae.temporal_stride) + 1
+    step = window - overlap
+    windows = held_windows(order, config.steps, (window - 1) // step, group)
+    latent_frames = float("inf") if frames is None else config.latent_frames(frames)
     own = min(window, latent_frames)
     tokens = own * height * width // (config.dit.patch[1] * config.dit.patch[2])
     block = tokens * config.dit.width * (4 + config.dit.mlp_ratio) * (4 if config.dtype == "float32" else 2)
-    step = window - overlap
-    windows = held_windows(order, config.steps, (window - 1) // step, group)
     held = latent_frames if latent_frames <= window or windows is None else (windows - 1) * step + window
     return 2 * 4 * held * height * width * config.vae.latent_channels + block
 
 
 def check_device_memory(
-    config: AvatarConfig, frames: int, window: int, overlap: int, order: Order = "wavefront", group: int = 1
+    config: AvatarConfig, frames: int | None, window: int, overlap: int, order: Order = "wavefront", group: int = 1
 ) -> None:
-    """Whether the devices can hold what is under way at once of a video.
+    """Whether the devices can hold what is under way at once of a video; frames: None where they are not known yet.
 
     Raises:
       InputError: they have less memory than the least that it takes.
@@ -59,5 +59,6 @@ def check_array_memory(config: AvatarConfig, frames: int) -> None:
     check_host_memory(array_bytes_of(config, frames), _described(config, frames))
 
 
-def _described(config: AvatarConfig, frames: int) -> str:
-    return f"a video of {frames / FPS:g} s and {config.width}x{config.height} pixels"
+def _described(config: AvatarConfig, frames: int | None) -> str:
+    length = "any length" if frames is None else f"{frames / FPS:g} s"
+    return f"a video of {length} and {config.width}x{config.height} pixels"

@@ -24,9 +24,10 @@ from mi_jax.data.utterances import Utterances
 from mi_jax.data.video_files import write_video
 from mi_jax.errors import InputError
 from mi_jax.mesh import make_mesh
-from mi_jax.models import tiling, wav2vec2
+from mi_jax.models import hidden_states as heard_module
+from mi_jax.models import tiling
 from mi_jax.models.audio_encoder import cut_audio
-from mi_jax.models.wav2vec2 import HiddenStates, hidden_states
+from mi_jax.models.hidden_states import HiddenStates, hidden_states
 from mi_jax.sample import avatar as avatar_module
 from mi_jax.sample import stream as stream_module
 from mi_jax.sample.avatar import Avatar, load
@@ -89,7 +90,7 @@ def test_frames_seed_and_every_input_decide_the_video(avatar):
 
 def test_a_new_length_compiles_nothing_anew(avatar):
     """Of videos that are more than one window."""
-    programs = [wav2vec2._encode, avatar_module._encode_audio, stream_module.advance, tiling._decode]
+    programs = [heard_module._encode, avatar_module._encode_audio, stream_module.advance, tiling._decode]
     made = lambda seconds: animate(avatar, speakers=[Speaker(voice(seconds))], window=4, overlap=3)  # noqa: E731
     made(1.0)
     before = [program._cache_size() for program in programs]
