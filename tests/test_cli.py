@@ -18,7 +18,7 @@ from tiny_avatar import make_avatar, portrait, voice
 
 from mi_jax import cli
 from mi_jax.commands.puppets import drawing
-from mi_jax.data import faces, pictures, sound_files, video_files
+from mi_jax.data import faces, growing_video, pictures, sound_files, video_files
 from mi_jax.errors import InputError
 from mi_jax.memory import claim_gpu_memory
 from mi_jax.puppets.clips import draw
@@ -239,6 +239,40 @@ def test_a_cluster_that_is_none_is_refused(tmp_path, capsys, told):
     """`auto` where nothing tells of a cluster, too."""
     line = refused(capsys, "train", str(tmp_path / "experiment.py"), "--distributed", told)
     assert "--distributed" in line
+
+
+def test_a_video_that_was_broken_off_ends_as_the_same_file(files, model, capsys, monkeypatch):
+    """Ctrl-C after the second state; then what is wrong with going on, and going on."""
+    monkeypatch.setattr(growing_video, "SEGMENT", 3)
+    said = ["animate", "portrait.png", "speech.wav", "--model", str(model), "--window", "4", "--overlap", "3"]
+    said += ["--seconds", "2", "--prompt", "She nods."]
+    assert cli.main([*said, "--out", "whole.mp4"]) == 0
+    keep, kept = growing_video.GrowingVideo.keep, []
+
+    def broken_off(video, state):
+        keep(video, state)
+        kept.append(video.frames)
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(growing_video.GrowingVideo, "keep", broken_off)
+        assert cli.main([*said, "--out", "o.mp4"]) == 130
+    assert "--resume goes on" in capsys.readouterr().err
+    assert not Path("o.mp4").exists()
+    assert len(video_files.read_video("o.mp4.partial/video.mp4")[0]) >= kept[0]
+    for more, fault in (
+        (["o.mp4"], "that an earlier run did not finish"),
+        (["o.mp4", "--seed", "1", "--resume"], "was made with other seed; resume with the same"),
+        (["other.mp4", "--resume"], "nothing to resume"),
+    ):
+        assert cli.main([*said, "--out", *more]) == 2
+        mask, line = capsys.readouterr().err.strip().splitlines()
+        assert mask.startswith("mi-jax: face mask")
+        assert fault in line
+    assert cli.main([*said, "--out", "o.mp4", "--resume"]) == 0
+    assert Path("o.mp4").read_bytes() == Path("whole.mp4").read_bytes()
+    assert not Path("o.mp4.partial").exists()
 
 
 def test_a_scene_is_animated(files, model, capsys):

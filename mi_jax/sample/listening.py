@@ -89,7 +89,7 @@ class LiveSound:
         self.name, self.stall = name, stall
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=64)  # a source that is faster waits
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._take, args=(iter(pieces),), daemon=True)
+        self._thread = threading.Thread(target=self._take, args=(iter(pieces),), name=name, daemon=True)
         self._thread.start()
 
     def _take(self, pieces: Iterator[Any]) -> None:

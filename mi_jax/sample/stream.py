@@ -57,9 +57,13 @@ class FrameNoise:
     """[b h w c] of one frame."""
 
     def window(self, start: int | Int[Array, ""], length: int) -> Float[Array, "b {length} h w c"]:
-        frames = start + jnp.arange(length)
-        draw = lambda frame: jax.random.normal(jax.random.fold_in(self.key, frame), self.shape, jnp.float32)  # noqa: E731
-        return jnp.moveaxis(jax.vmap(draw)(frames), 0, 1)
+        return _drawn(self, start, length)
+
+
+@partial(jax.jit, static_argnames="length")
+def _drawn(noise: FrameNoise, start: int | Array, length: int) -> Array:
+    draw = lambda frame: jax.random.normal(jax.random.fold_in(noise.key, frame), noise.shape, jnp.float32)  # noqa: E731
+    return jnp.moveaxis(jax.vmap(draw)(start + jnp.arange(length)), 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """From files to frames, on an untrained avatar: lengths, seeds, masks, what is heard, and what is refused."""
 
 import dataclasses
+import gc
 import io
 import json
 import logging
+import threading
 import time
 from operator import attrgetter
 
@@ -197,6 +199,41 @@ def test_a_source_without_end_waits_and_is_let_go(avatar):
     before = len(taken)
     time.sleep(0.5)
     assert len(taken) == before
+
+
+def test_a_microphone_may_fill_the_same_memory_again(avatar):
+    buffer, samples = np.zeros(1600, np.float32), voice(1.6)
+
+    def microphone():
+        for first in range(0, len(samples), len(buffer)):
+            buffer[:] = samples[first : first + len(buffer)]
+            yield buffer
+
+    told = {"window": 4, "overlap": 3, "steps": 1}
+    heard, given = (
+        np.concatenate(list(avatar.stream(portrait(), [Speaker(source)], **told)))
+        for source in (microphone(), spoken(samples, 1600))
+    )
+    np.testing.assert_array_equal(heard, given)
+
+
+def test_a_source_is_let_go_where_nobody_wants_its_video_any_more(avatar):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield voice(0.05)
+
+    frames = avatar.stream(portrait(), [Speaker(endless())], window=4, overlap=3, steps=1)
+    next(frames)
+    del frames
+    gc.collect()
+    time.sleep(0.5)
+    before = len(taken)
+    time.sleep(0.5)
+    assert len(taken) == before
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("voice")]
 
 
 def test_sounds_with_their_times_beside_one_that_arrives(avatar):
