@@ -3,8 +3,11 @@
     python benchmarks/long_seams.py --seconds 600 --clips 1 --out benchmarks/results/long_seams \
         --variants "paper=puppet,33,8,wavefront" "causal=puppet,33,8,causal" "apart=puppet,33,0,independent"
 
-A variant is NAME=MODEL,WINDOW,OVERLAP,ORDER[,STEPS,GUIDANCE_AUDIO]; `independent` are windows that share nothing, each
-from noise of its own. Writes OUT.json and OUT.csv (a row per clip, variant and minute). Read from generated pixels:
+A variant is NAME=MODEL,WINDOW,OVERLAP,ORDER[,STEPS,GUIDANCE_AUDIO[,LATER]]. Beside the sampler's own orders there are
+`independent` (windows that share nothing, each from noise of its own) and `shifted` (the windows lie elsewhere at every
+noise level). LATER says what windows but the first are told of the portrait: `identity` (who it is, not that it comes
+now: the sampler's way), `start` (the video begins here) or `nothing` (no portrait beside the latents). Writes OUT.json
+and OUT.csv (a row per clip, variant and minute). Read from generated pixels:
 
 - seam: how much frames change where windows meet (in the four frames around the middle of what they share; where they
   share nothing, at the border), over the median change of all frames; the mean of all borders;
@@ -17,6 +20,7 @@ from noise of its own. Writes OUT.json and OUT.csv (a row per clip, variant and 
 
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -31,7 +35,10 @@ from tqdm import tqdm
 import mi_jax
 from mi_jax.puppets.clips import draw
 from mi_jax.puppets.reading import correlation, identity, mouth_opening, sharpness
+from mi_jax.sample.avatar import guidance_weights, guided_velocity
 from mi_jax.sample.inputs import num_frames
+from mi_jax.sample.stream import FrameNoise
+from mi_jax.sample.windows import blend_weights
 
 MINUTE = 60 * 25
 
@@ -56,6 +63,7 @@ class Variant:
     order: str
     steps: int
     guidance: float
+    later: str = "identity"
 
     @property
     def step(self) -> int:
@@ -64,15 +72,37 @@ class Variant:
     def make(self, clip) -> np.ndarray:
         latent_frames = (len(clip.video) - 1) // 4 + 1
         told = self.avatar.listening(clip.video[0], [clip.mask], [clip.audio], clip.prompt, latent_frames)
+        told = Told(told, self.later)
         call = {"steps": self.steps, "window": self.window, "weights": {"audio": self.guidance, "text": 0.0}}
+        if self.order == "shifted":
+            return self.avatar.decode(self.shifted(told, latent_frames))
         if self.order != "independent":
             latents = self.avatar.denoise(told, seed=0, overlap=self.overlap, order=self.order, **call)
             return self.avatar.decode(latents)
         parts = []
         for number, start in enumerate(range(0, latent_frames, self.window)):
-            one = Shifted(told, start, self.window)
+            one = Apart(told, start, self.window)
             parts.append(self.avatar.denoise(one, seed=number, overlap=3, **call))
         return self.avatar.decode(np.concatenate(parts)[:latent_frames])
+
+    def shifted(self, told: "Told", frames: int) -> np.ndarray:
+        """Level by level as the paper has it, from windows that lie elsewhere at each."""
+        config = self.avatar.config
+        weights = guidance_weights(config.dit, {"audio": self.guidance})
+        velocity = jax.jit(jax.tree_util.Partial(guided_velocity, self.avatar.dit, weights))
+        height, width = (side // config.vae.spatial_stride for side in config.padded_size)
+        shape = (1, height, width, config.vae.latent_channels)
+        x = np.array(FrameNoise(jax.random.key(0), shape).window(0, frames))
+        sigmas = np.asarray(config.sigmas(self.steps))
+        for level, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
+            starts = np.array(shifted_starts(frames, self.window, self.step, level * self.step // self.steps))
+            blend, total = blend_weights(starts, self.window, frames), np.zeros_like(x)
+            for start, weight in zip(starts, blend, strict=True):
+                part = slice(start, start + self.window)
+                u = velocity(x[:, part], np.full(1, sigma), told.window(int(start), self.window))
+                total[:, part] += weight[:, None, None, None] * np.asarray(u)
+            x += (following - sigma) * total
+        return x[0]
 
     def borders(self, frames: int) -> list[int]:
         """The frame in the middle of what two windows share."""
@@ -80,8 +110,37 @@ class Variant:
         return [at for middle in middles if (at := round(4 * middle) - 2) + 2 < frames - 1]
 
 
+def shifted_starts(frames: int, window: int, step: int, by: int) -> list[int]:
+    """Of windows that cover a video of `frames` and lie `by` later than usual, but for the first and the last."""
+    last = frames - window
+    return sorted({0, *range(by, last, step), last})
+
+
 @dataclasses.dataclass(frozen=True)
-class Shifted:
+class Told:
+    """What later windows are told of the portrait, changed."""
+
+    told: object
+    later: str
+
+    @property
+    def fixed(self):
+        return self.told.fixed
+
+    def known(self, frames=None):
+        return self.told.known(frames)
+
+    def window(self, start, length):
+        one = self.told.window(start, length)
+        if start == 0 or self.later == "identity":
+            return one
+        if self.later == "start":
+            return dataclasses.replace(one, is_start=np.ones_like(one.is_start))
+        return dataclasses.replace(one, portrait=np.zeros_like(one.portrait))
+
+
+@dataclasses.dataclass(frozen=True)
+class Apart:
     """One window of a video as a video of its own."""
 
     told: object
@@ -105,8 +164,8 @@ def open_variants(texts: tuple[str, ...]) -> list[Variant]:
         name, _, rest = text.partition("=")
         model, window, overlap, order, *more = rest.split(",")
         avatar = loaded.setdefault(model, mi_jax.load(model, devices=1) if model not in loaded else None)
-        steps, guidance = more or (avatar.config.steps, avatar.config.guidance_audio)
-        variants.append(Variant(name, avatar, int(window), int(overlap), order, int(steps), float(guidance)))
+        steps, guidance, *later = more or (avatar.config.steps, avatar.config.guidance_audio)
+        variants.append(Variant(name, avatar, int(window), int(overlap), order, int(steps), float(guidance), *later))
     return variants
 
 

@@ -36,7 +36,7 @@ import mi_jax
 from mi_jax.data.features import to_pixels, to_signed
 from mi_jax.models.tiling import decode_latents, encode_latents
 from mi_jax.puppets.clips import Clip, draw
-from mi_jax.puppets.duets import Duet, draw_duet
+from mi_jax.puppets.groups import Group, draw_duet
 from mi_jax.puppets.reading import correlation, identity, mouth_opening, obedience, sharpness, sync_offset
 
 matplotlib.use("agg")
@@ -69,7 +69,7 @@ class Args:
 
 
 def generate(
-    avatar: mi_jax.Avatar, args: Args, clip: Clip | Duet, audio: list[np.ndarray], masks: list[np.ndarray]
+    avatar: mi_jax.Avatar, args: Args, clip: Clip | Group, audio: list[np.ndarray], masks: list[np.ndarray]
 ) -> np.ndarray:
     return avatar.animate(
         clip.video[0],
@@ -128,7 +128,7 @@ def measure(args: Args, avatar: mi_jax.Avatar) -> tuple[list[dict], list[tuple[C
     return rows, shown
 
 
-def measure_duets(args: Args, avatar: mi_jax.Avatar) -> tuple[list[dict], list[tuple[Duet, np.ndarray]]]:
+def measure_duets(args: Args, avatar: mi_jax.Avatar) -> tuple[list[dict], list[tuple[Group, np.ndarray]]]:
     rows, shown = [], []
     for i in tqdm(range(args.duets), unit="duet"):
         duet = draw_duet(i, seed=args.seed, split="test", seconds=args.seconds, size=avatar.config.height)
@@ -190,7 +190,7 @@ def plot_mouths(path: Path, shown: list[tuple[Clip, np.ndarray]]) -> None:
     plt.close(figure)
 
 
-def contact_sheet(path: Path, shown: list[tuple[Clip | Duet, np.ndarray]], columns: int = 10) -> None:
+def contact_sheet(path: Path, shown: list[tuple[Clip | Group, np.ndarray]], columns: int = 10) -> None:
     """Per clip two rows: the truth above, generated below; the first column is the portrait."""
     rows = []
     for clip, video in shown:

@@ -15,7 +15,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from mi_jax.puppets.clips import draw
-from mi_jax.puppets.duets import draw_duet
+from mi_jax.puppets.groups import draw_duet
 
 LATENT_FRAMES = 41  # longer than a window of 33, so that windows of that length also start later
 FRAMES = 4 * (LATENT_FRAMES - 1) + 1

@@ -169,11 +169,11 @@ def _painted(outlines: Int[np.ndarray, "n m"], size: int) -> Bool[np.ndarray, "h
 def generators(index: int, seed: int, split: str, kind: str = "clip") -> tuple[np.random.Generator, ...]:
     """One generator per concern (look, speech, motion, background, prompt): new hair changes nothing that is said.
 
-    kind: "clip" or "duet", which share nothing.
+    kind: "clip", "duet" or "trio", which share nothing.
     """
     if split not in SPLITS:
         raise InputError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
-    entropy = [seed, SPLITS.index(split), index] + ([1] if kind == "duet" else [])
+    entropy = [seed, SPLITS.index(split), index] + {"clip": [], "duet": [1], "trio": [2]}[kind]
     seeds = np.random.SeedSequence(entropy).spawn(5)
     return tuple(np.random.default_rng(s) for s in seeds)
 
@@ -221,7 +221,7 @@ def write_puppets(
     """
     from tqdm import tqdm
 
-    from mi_jax.puppets.duets import draw_duet
+    from mi_jax.puppets.groups import draw_duet
 
     if count < 1:
         raise InputError(f"--count: expected at least 1, got {count}")

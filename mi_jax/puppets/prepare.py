@@ -12,11 +12,11 @@ from mi_jax.data.features import Encoders, clip_record
 from mi_jax.data.records import write_records
 from mi_jax.errors import InputError
 from mi_jax.puppets.clips import Clip, draw
-from mi_jax.puppets.duets import Duet, draw_duet
+from mi_jax.puppets.groups import Group, draw_duet
 
 
 def drawn(
-    draw: Callable[..., Clip | Duet],
+    draw: Callable[..., Clip | Group],
     first: int,
     count: int,
     *,
@@ -26,7 +26,7 @@ def drawn(
     size: int,
     moving_masks: bool = False,
     workers: int = 1,
-) -> Iterator[Clip | Duet]:
+) -> Iterator[Clip | Group]:
     """Clips (`draw`) or duets (`draw_duet`) `first` .. `first + count - 1` in order, drawn ahead by other processes."""
     if not count:
         return

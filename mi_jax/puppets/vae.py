@@ -235,7 +235,7 @@ class _Windows:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         from mi_jax.puppets.clips import draw, num_frames
-        from mi_jax.puppets.duets import draw_duet
+        from mi_jax.puppets.groups import draw_duet
 
         rng = np.random.default_rng([self.seed, index])
         start = int(rng.integers(0, num_frames(self.seconds) - self.frames + 1))

@@ -16,14 +16,18 @@ from tiny_avatar import draw_weights
 from mi_jax.avatar.folders import load_encoders, load_part, save_avatar
 from mi_jax.models.dit import DiT
 from mi_jax.models.vae import VAE
+from mi_jax.sample.avatar import load
 
-QUEUE = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+QUEUE = REPOSITORY / "benchmarks" / "gpu"
 
 
-def run(script: str, *arguments) -> str:
-    command = [sys.executable, str(QUEUE / script), *map(str, arguments)]
+def run(script: str, *arguments, **environment) -> str:
+    command = ["bash" if script.endswith(".sh") else sys.executable, str(QUEUE / script), *map(str, arguments)]
     quick = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    done = subprocess.run(command, env=os.environ | quick, capture_output=True, text=True, check=False)
+    path = {"PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"}  # scripts call python3
+    env = os.environ | quick | path | {name: str(value) for name, value in environment.items()}
+    done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -62,6 +66,26 @@ def test_puppets_are_drawn_trained_and_collected(base, tmp_path):
         change = max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True))
         assert (change > 0) == moved, name
         assert change < 0.1, name
+
+
+@pytest.mark.long
+def test_a_student_is_distilled_and_its_factors_load(base, tmp_path):
+    """Records, both turns, export: the file changes the teacher when it is loaded, and a second call goes on."""
+    config = tmp_path / "config.py"
+    config.write_text(
+        "import dataclasses, runpy\nfrom mi_jax.avatar.folders import part_config\n"
+        f"c = runpy.run_path({str(REPOSITORY / 'configs' / 'puppet_dmd2.py')!r})['config']\n"
+        f"o = dataclasses.replace(c.objective, dit=part_config({str(base)!r}, 'dit'), windows=((3, 2),), "
+        "window_weights=None, student_rank=2, critic_rank=2)\n"
+        "config = dataclasses.replace(c, objective=o)\n"
+    )
+    told = {"BASE": base, "CONFIG": config, "RUN": tmp_path / "run", "CLIPS": 2, "DUETS": 1, "LIMIT": 3600}
+    run("student.sh", tmp_path / "out", "--steps", 5, **told)
+    dit, changed = load_part(base, "dit"), load(base, lora=[tmp_path / "out" / "four-steps.safetensors"], devices=1).dit
+    before, after = (jax.tree.leaves(nnx.state(x)) for x in (dit, changed))
+    assert max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True)) > 0
+    run("student.sh", tmp_path / "out", "--steps", 6, **told)
+    assert (tmp_path / "run" / "student" / "checkpoints" / "6").is_dir()
 
 
 def test_attention_is_held_against_the_formula(tmp_path):

@@ -14,8 +14,8 @@ from PIL import Image
 from mi_jax.data import sound_files, video_files
 from mi_jax.errors import InputError
 from mi_jax.puppets.clips import SPLITS, Clip, draw, draw_portrait, write_puppets
-from mi_jax.puppets.duets import draw_duet
 from mi_jax.puppets.face import mouth_curves
+from mi_jax.puppets.groups import draw_duet, draw_trio
 from mi_jax.puppets.looks import sample_look
 from mi_jax.puppets.motion import EXPRESSIONS, HEAD_MOTIONS, Direction, compose, move
 from mi_jax.puppets.prompts import MAX_WORDS, vocabulary, words
@@ -331,26 +331,28 @@ def test_bad_arguments_are_named(tmp_path, arguments, message):
         draw(0, seconds=0.36, window=(4, 40))
 
 
-# --- Duets
+# --- Duets and trios
 
 
-def test_duets_take_turns_and_read_as_two_puppets():
+@pytest.mark.parametrize(("make", "count", "least"), [(draw_duet, 2, 0.97), (draw_trio, 3, 0.75)])
+def test_groups_take_turns_and_read_as_puppets_of_their_own(make, count, least):
+    """The mouths of three are three pixels high, and shut most of the time."""
     together = 0
     for index in range(8):
-        duet = draw_duet(index, split="test", seconds=3.24)
-        assert duet.video.shape == (81, 96, 96, 3)
-        assert duet.audio.shape == (2, 81 * 640)
-        assert (duet.mask[0] & duet.mask[1]).mean() < 0.002
-        x = duet.mouth[:, :, 2]
-        assert x[0].max() < 0.5 < x[1].min()
-        for attributes, mouth in zip(duet.attributes, duet.mouth):
-            assert correlation(mouth_opening(duet.video, attributes), mouth[:, 0]) > 0.97
-        loud = (np.abs(duet.audio.reshape(2, 81, 640)).max(-1) > 0.02).mean(1)
-        together += bool((loud > 0.65).all())
-        if not (loud > 0.65).all():
-            both = (np.abs(duet.audio) > 0.02).reshape(2, 81, 640).any(-1).all(0)
-            assert both.mean() < 0.05  # turns do not overlap
-    assert together in (1, 2, 3)
+        group = make(index, split="test", seconds=3.24)
+        assert group.video.shape == (81, 96, 96, 3)
+        assert group.audio.shape == (count, 81 * 640)
+        x = group.mouth[:, :, 2]
+        for left in range(count - 1):
+            assert (group.mask[left] & group.mask[left + 1]).mean() < 0.002
+            assert x[left].max() < (left + 1) / count < x[left + 1].min()
+        for attributes, mouth in zip(group.attributes, group.mouth):
+            assert correlation(mouth_opening(group.video, attributes), mouth[:, 0]) > least
+        heard = np.abs(group.audio.reshape(count, 81, 640)).max(-1) > 0.02
+        together += bool((heard.mean(1) > 0.65).all())
+        if not (heard.mean(1) > 0.65).all():
+            assert (heard.sum(0) > 1).mean() < 0.08  # turns do not overlap
+    assert together in (1, 2, 3, 4)  # a quarter of many
 
 
 def test_a_duet_is_the_same_again_and_written_by_speaker(tmp_path):

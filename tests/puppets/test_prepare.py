@@ -12,7 +12,7 @@ from mi_jax.data.features import latent_mask
 from mi_jax.data.records import RecordSource
 from mi_jax.errors import InputError
 from mi_jax.puppets.clips import draw
-from mi_jax.puppets.duets import draw_duet
+from mi_jax.puppets.groups import draw_duet
 from mi_jax.puppets.prepare import prepare_puppets
 from mi_jax.train.curriculum import CurriculumObjective
 

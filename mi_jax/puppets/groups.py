@@ -1,6 +1,7 @@
-"""Two puppets in one picture, each with a voice of its own: they take turns, and sometimes talk at the same time."""
+"""Two or three puppets in one picture, each with a voice of its own: they take turns, or all talk at the same time."""
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -14,41 +15,55 @@ from mi_jax.puppets.prompts import write_prompt
 from mi_jax.puppets.speech import SILENCE, Speech, Voice, mouth_track, sample_voice, speak
 from mi_jax.rates import FPS, SAMPLE_RATE
 
-TOGETHER = 0.25  # share of duets in which both talk all the time
+TOGETHER = 0.25  # share of groups in which all talk all the time
+SIZES = {2: (0.18, 0.21), 3: (0.115, 0.13)}
+"""Half the height of a head, in a picture of so many."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Duet:
-    """Two talking puppets, the left one first on every axis of two; the parts are those of `Clip`.
+class Group:
+    """Puppets that talk, the leftmost first on every axis of n; the parts are those of `Clip`.
 
-    One prompt directs both. `attributes` has one entry per puppet, which reads its part of the picture
+    One prompt directs all. `attributes` has one entry per puppet, which reads its part of the picture
     (`mi_jax.puppets.reading`).
     """
 
     video: UInt8[np.ndarray, "f h w 3"]
-    audio: Float[np.ndarray, "2 n"]
+    audio: Float[np.ndarray, "n samples"]
     prompt: str
-    attributes: tuple[dict, dict]
-    mouth: Float[np.ndarray, "2 f 4"]
-    mask: Bool[np.ndarray, "2 h w"] | Bool[np.ndarray, "2 f h w"]
+    attributes: tuple[dict, ...]
+    mouth: Float[np.ndarray, "n f 4"]
+    mask: Bool[np.ndarray, "n h w"] | Bool[np.ndarray, "n f h w"]
 
 
-def draw_duet(
+def draw_duet(index: int, **options) -> Group:
+    """Duet number `index`: any index >= 0, the same bits in every process and order. Its puppets are in no `draw`.
+
+    The options, and their defaults, are those of `draw` (but `window`); with `moving_masks` each puppet's mask is one
+    for each frame.
+    """
+    return _draw_group(index, "duet", 2, **options)
+
+
+def draw_trio(index: int, **options) -> Group:
+    """Three puppets: see `draw_duet`. What ships was not trained on any."""
+    return _draw_group(index, "trio", 3, **options)
+
+
+def _draw_group(
     index: int,
+    kind: Literal["duet", "trio"],
+    puppets: int,
     *,
     seed: int = 0,
     split: str = "train",
     seconds: float = 5.16,
     size: int = 96,
     moving_masks: bool = False,
-) -> Duet:
-    """Duet number `index`: any index >= 0, the same bits in every process and order. Its puppets are in no `draw`.
-
-    With `moving_masks` each puppet's mask is one for each frame.
-    """
+) -> Group:
     frames = num_frames(seconds)
-    look_rng, speech_rng, motion_rng, background_rng, prompt_rng = generators(index, seed, split, "duet")
-    looks = _side_by_side(look_rng)
+    look_rng, speech_rng, motion_rng, background_rng, prompt_rng = generators(index, seed, split, kind)
+    looks = _side_by_side(look_rng, puppets)
     voices = [sample_voice(speech_rng, split) for _ in looks]
     speeches = _take_turns(speech_rng, voices, frames / FPS, split)
     direction = sample_direction(motion_rng)
@@ -56,7 +71,7 @@ def draw_duet(
     background = sample_background(background_rng, looks[0].style == "line drawing")
     prompt = write_prompt(prompt_rng, looks[0], direction, background.kind, background.motion)
     pairs = list(zip(looks, poses))
-    return Duet(
+    return Group(
         video=render(pairs, background, np.arange(frames) / FPS, size),
         audio=np.stack([speech.audio for speech in speeches]),
         prompt=prompt,
@@ -74,31 +89,36 @@ def draw_duet(
     )
 
 
-def _side_by_side(rng: np.random.Generator) -> list[Look]:
-    """Two looks in one style, each in its half of the picture, smaller than one alone."""
-    left, right = sample_look(rng), sample_look(rng)
-    while right.style != left.style:
-        right = sample_look(rng)
+def _side_by_side(rng: np.random.Generator, count: int) -> list[Look]:
+    """Looks in one style, each in its share of the picture, smaller than one alone."""
+    looks = [sample_look(rng)]
+    while len(looks) < count:
+        look = sample_look(rng)
+        if look.style == looks[0].style:
+            looks.append(look)
     return [
         dataclasses.replace(
             look,
-            half_height=float(rng.uniform(0.18, 0.21)),
-            center_x=float(at + rng.uniform(-0.01, 0.01)),
+            half_height=float(rng.uniform(*SIZES[count])),
+            center_x=float((k + 0.5) / count + rng.uniform(-0.01, 0.01)),
             center_y=float(rng.uniform(0.48, 0.58)),
         )
-        for look, at in ((left, 0.25), (right, 0.75))
+        for k, look in enumerate(looks)
     ]
 
 
 def _take_turns(rng: np.random.Generator, voices: list[Voice], seconds: float, split: str) -> list[Speech]:
-    """One speech of `seconds` per voice: one says something, then the other; or both talk throughout."""
+    """One speech of `seconds` per voice: one says something, then the next; or all talk throughout."""
     if rng.random() < TOGETHER:
         return [speak(rng, voice, seconds, split) for voice in voices]
-    # Turns change at a whole frame.
-    turn = round(seconds * FPS * rng.uniform(0.35, 0.65)) / FPS
-    first = int(rng.integers(2))
-    speeches = [speak(rng, voice, seconds - turn if k == first else turn, split) for k, voice in enumerate(voices)]
-    return [_placed(speech, 0.0 if k == first else seconds - turn, seconds) for k, speech in enumerate(speeches)]
+    count = len(voices)
+    # Turns change at a whole frame. Those after the first have a drawn length.
+    drawn = [round(seconds * FPS * rng.uniform(0.7 / count, 1.3 / count)) / FPS for _ in voices[1:]]
+    first, lengths = int(rng.integers(count)), [seconds - sum(drawn), *drawn]
+    starts = [0.0, *(seconds - sum(drawn[k:]) for k in range(len(drawn)))]
+    turns = [(k - first) % count for k in range(count)]
+    speeches = [speak(rng, voice, lengths[turn], split) for voice, turn in zip(voices, turns, strict=True)]
+    return [_placed(speech, starts[turn], seconds) for speech, turn in zip(speeches, turns, strict=True)]
 
 
 def _placed(speech: Speech, start: float, seconds: float) -> Speech:
