@@ -46,6 +46,7 @@ def export(
       guidance_audio: as `steps`.
       guidance_text: as `steps`.
       dtype: of the denoiser's weights; by default that in which the base computes. Sums with factors are f32 before.
+        Of a file of factors: by default float32.
       overwrite: replace what is there.
     """
     import jax.numpy as jnp
@@ -70,7 +71,7 @@ def export(
             raise InputError(f"{out}: a file of factors is made of a run that trains some, and of nothing else")
         if out.exists() and not overwrite:
             raise InputError(f"{out}: is there already; --overwrite replaces it")
-        save_factors(out, factors)
+        save_factors(out, factors, dtype=jnp.dtype(dtype or "float32"))
         print(f"{out}: written")
         return
     if base is None:

@@ -76,7 +76,7 @@ def test_a_student_is_distilled_and_its_factors_load(base, tmp_path):
         "import dataclasses, runpy\nfrom mi_jax.avatar.folders import part_config\n"
         f"c = runpy.run_path({str(REPOSITORY / 'configs' / 'puppet_dmd2.py')!r})['config']\n"
         f"o = dataclasses.replace(c.objective, dit=part_config({str(base)!r}, 'dit'), windows=((3, 2),), "
-        "window_weights=None, student_rank=2, critic_rank=2)\n"
+        "window_weights=(1.0,), student_rank=2, critic_rank=2, gan_taps=(('double', 0),))\n"
         "config = dataclasses.replace(c, objective=o)\n"
     )
     told = {"BASE": base, "CONFIG": config, "RUN": tmp_path / "run", "CLIPS": 2, "DUETS": 1, "LIMIT": 3600}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -29,6 +30,7 @@ from mi_jax.train.export import averaged_checkpoint
 from mi_jax.train.loop import train
 from mi_jax.train.objective import TrainConfig
 from mi_jax.train.turns import OptimizerConfig
+from mi_jax.weights.factors import load_factors
 
 CONFIG = tiny_config()
 DENOISERS = {
@@ -111,6 +113,12 @@ def test_a_run_of_factors_becomes_a_file_and_a_model(prepared, form, tmp_path, m
     adapted = load(base, lora=file, devices=1)
     for one, two in zip(jax.tree.leaves(adapted.dit), jax.tree.leaves(out.dit), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-6)
+    half = tmp_path / "half.safetensors"
+    assert cli.main(["export", str(tmp_path / "run"), str(half), "--dtype", "bfloat16"]) == 0
+    assert half.stat().st_size < 0.8 * pathlib.Path(file).stat().st_size
+    whole, rounded = load_factors(file), load_factors(half)
+    for name, pair in whole.items():
+        np.testing.assert_array_equal(rounded[name].down, pair.down.astype(jnp.bfloat16).astype(np.float32))
 
 
 def test_what_cannot_be_exported_is_one_line(prepared, tmp_path, capsys):
