@@ -80,11 +80,11 @@ def test_a_student_is_distilled_and_its_factors_load(base, tmp_path):
         "config = dataclasses.replace(c, objective=o)\n"
     )
     told = {"BASE": base, "CONFIG": config, "RUN": tmp_path / "run", "CLIPS": 2, "DUETS": 1, "LIMIT": 3600}
-    run("student.sh", tmp_path / "out", "--steps", 5, **told)
+    run("student.sh", tmp_path / "out", "--steps", 5, "--on-device", 2, **told)
     dit, changed = load_part(base, "dit"), load(base, lora=[tmp_path / "out" / "four-steps.safetensors"], devices=1).dit
     before, after = (jax.tree.leaves(nnx.state(x)) for x in (dit, changed))
     assert max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True)) > 0
-    run("student.sh", tmp_path / "out", "--steps", 6, **told)
+    run("student.sh", tmp_path / "out", "--steps", 6, "--on-device", 2, **told)
     assert (tmp_path / "run" / "student" / "checkpoints" / "6").is_dir()
 
 
