@@ -60,9 +60,9 @@ def plot(path: Path, true: np.ndarray, said: np.ndarray, borders: list[int]) -> 
         axis.plot(seconds, 100 * true[k, part], color="black", linewidth=0.9, label="true")
         axis.plot(seconds, 100 * said[k, part], color="tab:red", linewidth=0.9, label="generated")
         axis.set_xlim(seconds[0], seconds[0] + 30)
-        axis.set_title(
-            f"r = {correlation(said[k], true[k]):.2f}" + (f", puppet {k + 1}" if len(true) > 1 else ""), fontsize=9
-        )
+        if not part.start:
+            who = f"puppet {k + 1}: " if len(true) > 1 else ""
+            axis.set_title(f"{who}r = {correlation(said[k], true[k]):.2f}", fontsize=9)
         axis.set_ylabel("opening, %", fontsize=8)
     axes[0, 0].legend(fontsize=8, loc="upper right")
     axes[-1, 0].set_xlabel("seconds; blue: the middle of what two windows share")
