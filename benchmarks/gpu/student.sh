@@ -22,4 +22,4 @@ timeout -s TERM $((LIMIT - SECONDS - ${ROOM:-30})) python3 -m mi_jax train "$CON
   --objective.teacher "$BASE" --objective.sample-vae None --out "$RUN/student" "$@" > "$OUT/train.log" 2>&1 || [ $? -eq 124 ]
 echo "trained after $SECONDS s"
 python3 -m mi_jax export "$RUN/student" "$OUT/four-steps.safetensors" --overwrite
-tail -c 300 "$OUT/train.log"; ls -la "$OUT"
+tr '\r' '\n' < "$OUT/train.log" | tail -n 3; ls -la "$OUT"
