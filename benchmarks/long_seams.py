@@ -37,7 +37,7 @@ from mi_jax.puppets.clips import draw
 from mi_jax.puppets.reading import correlation, identity, mouth_opening, sharpness
 from mi_jax.sample.avatar import guidance_weights, guided_velocity
 from mi_jax.sample.inputs import num_frames
-from mi_jax.sample.stream import FrameNoise
+from mi_jax.sample.noise import FrameNoise
 from mi_jax.sample.windows import blend_weights
 
 MINUTE = 60 * 25

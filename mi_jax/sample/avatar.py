@@ -23,7 +23,6 @@ from mi_jax.conditions import Conditions
 from mi_jax.data import pictures
 from mi_jax.data.features import Encoders, portrait_latents, prompt_features
 from mi_jax.data.utterances import Utterances
-from mi_jax.diffusion import add_noise
 from mi_jax.errors import InputError
 from mi_jax.files import PathLike
 from mi_jax.mesh import make_mesh, on_mesh, shard_parameters, take_devices
@@ -37,10 +36,11 @@ from mi_jax.sample.guidance import Guidance
 from mi_jax.sample.inputs import Masks, Portrait, Prompts, Sound, Speaker, latent_masks
 from mi_jax.sample.layout import group_size, mesh_shape
 from mi_jax.sample.listening import Listening, LiveListening, LiveSound, pieces_of
+from mi_jax.sample.noise import FrameNoise, GivenNoise, NoiseAndPortrait
 from mi_jax.sample.order import Order
 from mi_jax.sample.request import Request, read_request
 from mi_jax.sample.sizes import check_array_memory
-from mi_jax.sample.stream import Arriving, FrameNoise, GivenNoise, stream
+from mi_jax.sample.stream import Arriving, stream
 from mi_jax.sample.windows import plan_windows
 from mi_jax.weights.factors import Adaptation
 
@@ -317,7 +317,7 @@ class Avatar:
             noise = GivenNoise(noise)
         portrait = (conditions.fixed[0][1] if hasattr(conditions, "fixed") else conditions).portrait
         if self.config.portrait_in_noise and portrait is not None:
-            noise = _NoiseAndPortrait(noise, portrait, self.config.portrait_in_noise)
+            noise = NoiseAndPortrait(noise, portrait, self.config.portrait_in_noise)
         chunks = stream(
             velocity,
             noise,
@@ -373,18 +373,6 @@ class Avatar:
 
     def _on_mesh(self):
         return on_mesh(self.mesh)
-
-
-@dataclasses.dataclass(frozen=True)
-class _NoiseAndPortrait:
-    """Noise that holds a share of the portrait."""
-
-    noise: Any
-    portrait: Array
-    share: float
-
-    def window(self, start: int, length: int) -> Array:
-        return add_noise(self.portrait[:, None], self.noise.window(start, length), jnp.float32(1 - self.share))
 
 
 @jax.jit

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from mi_jax.conditions import Windowed
 from mi_jax.diffusion import euler_step
 from mi_jax.errors import InputError
 from mi_jax.mesh import gather, spread_batch
 from mi_jax.sample.guidance import Velocity
+from mi_jax.sample.noise import Drawn, GivenNoise
 from mi_jax.sample.order import Order, Pass, held_windows, next_group, reach_of
 from mi_jax.sample.windows import blend_weights, check_overlap, plan_windows
 
@@ -38,42 +39,6 @@ class Arriving(Windowed, Protocol):
         Waits until there are `frames`, or none will follow. None: does not wait.
         """
         ...
-
-
-@runtime_checkable
-class Drawn(Protocol):
-    """Noise of any length."""
-
-    def window(self, start: int, length: int) -> Float[Array, "b {length} h w c"]: ...
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class FrameNoise:
-    """Noise drawn frame by frame, for videos without end: a frame's does not depend on the length of the video."""
-
-    key: Key[Array, ""]
-    shape: tuple[int, int, int, int] = dataclasses.field(metadata={"static": True})
-    """[b h w c] of one frame."""
-
-    def window(self, start: int | Int[Array, ""], length: int) -> Float[Array, "b {length} h w c"]:
-        return _drawn(self, start, length)
-
-
-@partial(jax.jit, static_argnames="length")
-def _drawn(noise: FrameNoise, start: int | Array, length: int) -> Array:
-    draw = lambda frame: jax.random.normal(jax.random.fold_in(noise.key, frame), noise.shape, jnp.float32)  # noqa: E731
-    return jnp.moveaxis(jax.vmap(draw)(start + jnp.arange(length)), 0, 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class GivenNoise:
-    """Noise [b t h w c] of a whole video."""
-
-    noise: Any
-
-    def window(self, start: int, length: int) -> Array:
-        return jnp.array(self.noise[:, start : start + length])
 
 
 @jax.tree_util.register_dataclass

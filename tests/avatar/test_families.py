@@ -28,7 +28,7 @@ from mi_jax.models.prompts import IMAGE_TOKEN
 from mi_jax.puppets.words import build_puppet_tokenizer
 from mi_jax.sample.avatar import Avatar, load
 from mi_jax.sample.inputs import Speaker
-from mi_jax.sample.stream import FrameNoise
+from mi_jax.sample.noise import FrameNoise
 
 
 @pytest.fixture(scope="module")

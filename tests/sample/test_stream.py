@@ -16,9 +16,10 @@ from mi_jax.errors import InputError
 from mi_jax.mesh import make_mesh
 from mi_jax.sample import stream as stream_module
 from mi_jax.sample.guidance import Guidance
+from mi_jax.sample.noise import FrameNoise
 from mi_jax.sample.order import held_windows
 from mi_jax.sample.sliding_window import sliding_window
-from mi_jax.sample.stream import Arriving, FrameNoise, stream
+from mi_jax.sample.stream import Arriving, stream
 from mi_jax.sample.windows import grid_length
 
 SMALL = {"window": 9, "overlap": 4}
