@@ -118,7 +118,9 @@ def test_a_run_of_factors_becomes_a_file_and_a_model(prepared, form, tmp_path, m
     assert half.stat().st_size < 0.8 * pathlib.Path(file).stat().st_size
     whole, rounded = load_factors(file), load_factors(half)
     for name, pair in whole.items():
-        np.testing.assert_array_equal(rounded[name].down, pair.down.astype(jnp.bfloat16).astype(np.float32))
+        for side in ("down", "up"):
+            expected = getattr(pair, side).astype(jnp.bfloat16).astype(np.float32)
+            np.testing.assert_array_equal(getattr(rounded[name], side), expected, err_msg=f"{name}.{side}")
 
 
 def test_what_cannot_be_exported_is_one_line(prepared, tmp_path, capsys):
