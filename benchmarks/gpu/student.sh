@@ -18,7 +18,9 @@ if [ ! -e "$RUN/records/index.json" ]; then
 fi
 echo "records after $SECONDS s"
 # Room for the last checkpoint and the export; the run ends itself, whole, when it is asked to.
-timeout -s TERM $((LIMIT - SECONDS - ${ROOM:-30})) python3 -m mi_jax train "$CONFIG" --objective.records "$RUN/records" \
+left=$((LIMIT - SECONDS - ${ROOM:-30}))
+[ $left -gt 0 ] || { echo "no time is left to train: LIMIT is $LIMIT s" >&2; exit 1; }
+timeout -s TERM $left python3 -m mi_jax train "$CONFIG" --objective.records "$RUN/records" \
   --objective.teacher "$BASE" --objective.sample-vae None --out "$RUN/student" "$@" > "$OUT/train.log" 2>&1 || [ $? -eq 124 ]
 echo "trained after $SECONDS s"
 python3 -m mi_jax export "$RUN/student" "$OUT/four-steps.safetensors" --overwrite
