@@ -1,7 +1,7 @@
 """Teachers and their few-step students on held-out puppets, on the same clips and from the same noise.
 
     python benchmarks/distillation.py --clips 100 --out benchmarks/results/distillation \
-        --variants "teacher 25=puppet,,25,1" "teacher 4=puppet,,4,1" "DMD2 4=puppet,four-steps.safetensors,4,0"
+        --variants "teacher 25=puppet-teacher,,25,1" "teacher 4=puppet-teacher,,4,0" "DMD2=puppet,,4,0"
 
 A variant is NAME=MODEL,LORA,STEPS,GUIDANCE_AUDIO; LORA may be empty. `--run RUN` adds every checkpoint that a
 distillation keeps, each sampled as its student is, and says which one to take by lips and motion (`chosen`). Writes
